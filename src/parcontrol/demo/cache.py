@@ -1,0 +1,49 @@
+"""The cache directory of the demonstration, and building a directory in it exactly once."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_directory(cache_dir: str | Path | None = None) -> Path:
+    """Return `cache_dir`, else ``$PARCONTROL_CACHE``, else ``~/.cache/parcontrol``."""
+    chosen = cache_dir or os.environ.get("PARCONTROL_CACHE") or "~/.cache/parcontrol"
+    return Path(chosen).expanduser().absolute()
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return the directory `target`, made by ``build(directory)`` if it does not exist yet.
+
+    `target` appears complete or not at all: `build` fills a sibling that is renamed at the end.
+    Of several processes one builds and the others wait for it. What a killed process left behind
+    is removed by the next one.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it even if we are killed
+        if not target.is_dir():
+            partial = target.parent / f".{target.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                build(partial)
+                _sync_tree(partial)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    return target
+
+
+def _sync_tree(directory: Path) -> None:
+    """Force every file below `directory`, and the directories, to disk."""
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
