@@ -1,0 +1,1 @@
+"""The ParScale model: streams around any decoder of transformers with standard attention."""

@@ -1,0 +1,58 @@
+"""Loading a backbone by name: a directory, a mirror laid out as the Hub, or the Hub."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+def resolve_model(name: str, mirror: str | None = None) -> str:
+    """Where transformers should load `name` from.
+
+    A directory stands for itself; otherwise `<mirror>/models/<name>` if it exists, the mirror being the argument or
+    `PARCONTROL_MIRROR`; otherwise the Hub.
+    """
+    if Path(name).is_dir():
+        return name
+    mirror = mirror or os.environ.get("PARCONTROL_MIRROR")
+    mirrored = Path(mirror, "models", name) if mirror else None
+    return str(mirrored) if mirrored and mirrored.is_dir() else name
+
+
+def load_backbone(
+    name: str,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    mirror: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained decoder and its tokenizer, from safetensors only and without remote code.
+
+    Args:
+        name: a local directory or a Hub id.
+        revision: branch, tag or commit on the Hub; ignored for directories.
+        dtype: type of the weights.
+        device: where they go.
+        mirror: directory with `models/<id>`, tried before the Hub.
+
+    Raises:
+        ValueError: when the model cannot be had, with transformers' reason.
+    """
+    source = resolve_model(name, mirror)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except OSError as error:
+        looked = f"{source!r}" if source == name else f"{name!r} (at {source!r})"
+        raise ValueError(
+            f"model {looked} cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    return model.to(device), tokenizer

@@ -1,0 +1,392 @@
+"""ParScale over any decoder of transformers with standard attention (arXiv 2505.10475).
+
+P copies of the input, each with its own learned prefix, pass through one shared backbone; a small aggregator mixes the
+P outputs token by token. Three pieces, and the backbone's own code is never touched:
+
+1. `ParScaleModelMixin.forward` repeats the embeddings P times, runs the backbone once over P·B rows (stream-major:
+   row = p·B + b) and aggregates.
+2. `prefix_attention` is the attention function that the backbone calls by name. It puts each stream's prefix keys and
+   values, kept in the attention module, in front of the real ones. The cache therefore holds real tokens only.
+3. `parscale_model_class` joins the mix-ins with a backbone class. Any name `XxxParScaleForCausalLM` of this module is
+   made on demand from transformers' `XxxForCausalLM`.
+
+Shapes: P streams, B batch, T query tokens, S keys (cached and new), K prefix tokens, D hidden, H heads, G key/value
+heads, d head size. This file travels with every saved checkpoint, so it imports torch and transformers only.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .configuration_parscale import parscale_config_class
+
+_NAME = re.compile(r"(?P<base>[A-Z]\w*?)ParScale(?P<prefix>Prefix)?(?P<head>Model|ForCausalLM)")
+ATTENTION = {"sdpa": "parscale_sdpa", "eager": "parscale_eager"}
+PREFIX_STD = 0.02
+
+
+@dataclass
+class ParScaleModelOutput(BaseModelOutputWithPast):
+    """What the inner model returns.
+
+    Attributes:
+        last_hidden_state: [B, T, D], aggregated over the streams.
+        hidden_states: if asked for, per layer [P·B, T, D], stream-major, before aggregation.
+        attentions: if asked for, per layer [P·B, H, T, K + S]: the first K columns are the stream's prefix.
+        stream_weights: [B, T, P] in float32, smoothed, summing to 1; None where there is nothing to weigh (P = 1).
+        stream_hidden_states: [P, B, T, D], each stream's final hidden states after the last norm.
+    """
+
+    stream_weights: torch.Tensor | None = None
+    stream_hidden_states: torch.Tensor | None = None
+
+
+class ParScaleCache(DynamicCache):
+    """A dynamic cache of P·B rows whose public batch operations count rows of B, as callers do."""
+
+    def __init__(self, num_streams: int, **kwargs):
+        super().__init__(**kwargs)
+        self.num_streams = num_streams
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Move all P rows of each beam. beam_idx: [B]."""
+        super().reorder_cache(self._rows(beam_idx))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep all P rows of each batch entry. indices: [B']."""
+        super().batch_select_indices(self._rows(indices))
+
+    def _rows(self, batch_idx: torch.Tensor) -> torch.Tensor:
+        return stream_major_rows(batch_idx, self.num_streams, self.layers[0].keys.shape[0])
+
+
+def stream_major_rows(batch_idx: torch.Tensor, num_streams: int, num_rows: int) -> torch.Tensor:
+    """Rows p·B + b of a stream-major tensor with P·B rows, for the batch indices b. [B'] -> [P·B']."""
+    batch_size = num_rows // num_streams
+    offsets = torch.arange(num_streams, device=batch_idx.device) * batch_size
+    return (offsets[:, None] + batch_idx[None, :]).flatten()
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    num_streams: int = 1,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention in which every query also sees its stream's whole prefix.
+
+    Query i of T, after S − T cached keys, sees the K prefix keys and real keys 0 … S − T + i: a causal mask aligned to
+    the bottom right of [T, K + S]. Prefix keys are not rotated by RoPE; real tokens start at position 0.
+
+    Args:
+        query: [P·B, H, T, d]; key, value: [P·B, G, S, d], already rotated.
+        attention_mask: boolean or additive [P·B or 1, 1, T, S] over real keys; None for causal or a single query.
+        num_streams: streams P in the rows.
+
+    Returns:
+        output [P·B, T, H, d] and, with eager attention, the probabilities [P·B, H, T, K + S].
+    """
+    attend = (
+        _eager_attention
+        if module.config._attn_implementation == ATTENTION["eager"]
+        else sdpa_attention_forward
+    )
+    if getattr(module, "prefix_k", None) is None:
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    num_queries = query.shape[2]
+    if attention_mask is None and num_queries > 1:
+        # Without a mask the keys are exactly the queries' own; a static cache hands over its unused tail as well.
+        key, value = key[:, :, :num_queries], value[:, :, :num_queries]
+    key = torch.cat([_prefix_rows(module.prefix_k, num_streams, key), key], dim=2)
+    value = torch.cat([_prefix_rows(module.prefix_v, num_streams, value), value], dim=2)
+    prefix_length = module.prefix_k.shape[2]
+    if attention_mask is not None:
+        visible = True if attention_mask.dtype == torch.bool else 0.0
+        attention_mask = F.pad(attention_mask, (prefix_length, 0), value=visible)
+    elif num_queries > 1:
+        attention_mask = _bottom_right_mask(num_queries, prefix_length, query.device)
+    kwargs["is_causal"] = False
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def _prefix_rows(prefix_PGKd: torch.Tensor, num_streams: int, like: torch.Tensor) -> torch.Tensor:
+    """Every stream's prefix for each of its B rows: [P, G, K, d] -> [P·B, G, K, d]."""
+    prefix = prefix_PGKd[:num_streams].to(like.dtype)
+    return prefix.repeat_interleave(like.shape[0] // num_streams, dim=0)
+
+
+def _bottom_right_mask(num_queries: int, prefix_length: int, device: torch.device) -> torch.Tensor:
+    mask = causal_lower_right(num_queries, prefix_length + num_queries)
+    if device.type == "cuda":
+        return mask  # flash and memory-efficient kernels know this mask without its being built
+    return mask._materialize(device)
+
+
+def _eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that keeps its probabilities, softmax in float32. Masks are boolean or additive."""
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2).contiguous(), probabilities
+
+
+for _name, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+    AttentionInterface.register(ATTENTION[_name], prefix_attention)
+    AttentionMaskInterface.register(ATTENTION[_name], _mask)
+
+
+class _EqualWeights(nn.Linear):
+    """The aggregator's last layer: zero at first, so that training starts from equal weights."""
+
+
+class ParScalePreTrainedMixin:
+    """What the inner and the outer model share: attention by our functions, initialisation of the new parameters."""
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+        plain = (attn_implementation or "sdpa").removeprefix("parscale_")
+        if plain not in ATTENTION:
+            raise ValueError(
+                f"attn_implementation is {attn_implementation!r}; a ParScale model takes one of {sorted(ATTENTION)} "
+                "(sdpa runs flash kernels on CUDA by itself)"
+            )
+        # A backbone that cannot use sdpa falls back to eager in here.
+        return ATTENTION[super()._check_and_adjust_attn_implementation(plain, *args, **kwargs)]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, _EqualWeights):
+            init.zeros_(module.weight)
+        if getattr(module, "prefix_k", None) is not None:
+            init.normal_(module.prefix_k, std=PREFIX_STD)
+            init.normal_(module.prefix_v, std=PREFIX_STD)
+
+
+class ParScaleModelMixin(ParScalePreTrainedMixin):
+    """The inner model: repeat, run the backbone, aggregate."""
+
+    def add_streams(self) -> None:
+        """Create prefixes in every attention module and, for P > 1, the aggregator."""
+        config = self.config
+        self.active_streams = config.parscale_n
+        if config.prefix_length:
+            for layer in self.layers:
+                _add_prefix(layer.self_attn, config)
+        if config.parscale_n > 1:
+            hidden = config.hidden_size
+            self.aggregate_layer = nn.Sequential(
+                nn.Linear(config.parscale_n * hidden, hidden),
+                nn.SiLU(),
+                _EqualWeights(hidden, config.parscale_n),
+            )
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> ParScaleModelOutput:
+        """Run P streams and aggregate them.
+
+        Args and outputs are the backbone's, over B rows; see `ParScaleModelOutput` for what differs. Positions that
+        are not given follow from a two-dimensional attention mask, so that a left-padded row gives what it gives
+        alone: prefix keys are unrotated, hence absolute positions matter.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        P = self.active_streams
+        inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
+        if not self.config.prefix_length:
+            # P = 1 of the official checkpoints: the plain backbone, in its own words.
+            out = super().forward(
+                input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **inputs
+            )
+            return ParScaleModelOutput(**out, stream_hidden_states=out.last_hidden_state[None])
+
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        B, T, _ = inputs_embeds.shape
+        if (
+            position_ids is None
+            and isinstance(attention_mask, torch.Tensor)
+            and attention_mask.dim() == 2
+        ):
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
+        if use_cache and past_key_values is None:
+            inputs["past_key_values"] = ParScaleCache(P, config=self.config)
+        _check_cache_rows(past_key_values, P, B)
+
+        out = super().forward(
+            inputs_embeds=_repeat_rows(inputs_embeds, P, B),
+            attention_mask=_repeat_rows(attention_mask, P, B),
+            position_ids=_repeat_rows(position_ids, P, B),
+            num_streams=P,
+            **inputs,
+        )
+        h_PBTD = out.last_hidden_state.unflatten(0, (P, B))
+        mixed, weights = self.aggregate(h_PBTD) if P > 1 else (h_PBTD[0], None)
+        return ParScaleModelOutput(
+            **{**out, "last_hidden_state": mixed},
+            stream_weights=weights,
+            stream_hidden_states=h_PBTD,
+        )
+
+    def aggregate(self, h_PBTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix the streams with weights that depend on all of them, token by token (paper, section 3.1).
+
+        The aggregator reads features-major, streams-minor input (index h·P + p). Softmax, smoothing
+        w·(1 − ε) + ε/P and the weighted sum are float32; the two linear layers run in the hidden states' own type.
+
+        With fewer active streams p < P the input columns and output rows of the others are left out.
+
+        Returns:
+            the mixture [B, T, D] in the type of h_PBTD, and the weights [B, T, P] in float32.
+        """
+        P, _, _, D = h_PBTD.shape
+        first, _, last = self.aggregate_layer
+        first_weight = (
+            first.weight.view(-1, D, self.config.parscale_n)[..., :P].flatten(1).to(h_PBTD.dtype)
+        )
+        x = h_PBTD.permute(1, 2, 3, 0).flatten(2)
+        x = F.silu(F.linear(x, first_weight, first.bias.to(x.dtype)))
+        scores = F.linear(x, last.weight[:P].to(x.dtype), last.bias[:P].to(x.dtype))
+        smooth = self.config.parscale_attn_smooth
+        weights = scores.softmax(-1, dtype=torch.float32) * (1 - smooth) + smooth / P
+        mixed = (h_PBTD.float() * weights.permute(2, 0, 1)[..., None]).sum(0)
+        return mixed.to(h_PBTD.dtype), weights
+
+
+class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
+    """The outer model: the backbone's own head, loss and generation over aggregated hidden states."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        # The backbone's constructor made a plain inner model, and it offers no hook for another class.
+        self.model.__class__ = parscale_model_class(type(self.model), self.config_class)
+        self.model.add_streams()
+        self.post_init()
+
+    def set_streams(self, num_streams: int) -> None:
+        """Answer with the first `num_streams` streams from now on (dynamic P); P of the config restores all.
+
+        The other streams' input columns and output rows of the aggregator drop out, the softmax runs over
+        `num_streams` and the smoothing is ε/`num_streams`; 1 is stream 0 alone. A number of streams that the model
+        was not trained with is just that: untrained. Caches made with another number are refused.
+
+        Raises:
+            ValueError: outside 1 … P.
+        """
+        if not 1 <= num_streams <= self.config.parscale_n:
+            raise ValueError(
+                f"num_streams is {num_streams!r}; this model has {self.config.parscale_n} streams, "
+                f"so it must lie in 1 … {self.config.parscale_n}"
+            )
+        self.model.active_streams = num_streams
+
+    def _reorder_cache(self, past_key_values, beam_idx: torch.LongTensor):
+        """Called by beam search: a beam owns one row in each stream."""
+        if not isinstance(past_key_values, ParScaleCache):
+            num_rows = past_key_values.layers[0].keys.shape[0]
+            beam_idx = stream_major_rows(beam_idx, self.model.active_streams, num_rows)
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
+
+
+def _add_prefix(attention: nn.Module, config) -> None:
+    weight = next(attention.parameters())
+    key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    shape = (config.parscale_n, key_value_heads, config.prefix_length, attention.head_dim)
+    # A parameter added from outside, so that the backbone's attention class stays the backbone's.
+    attention.prefix_k = nn.Parameter(torch.empty(shape, dtype=weight.dtype, device=weight.device))
+    attention.prefix_v = nn.Parameter(torch.empty(shape, dtype=weight.dtype, device=weight.device))
+    attention._is_hf_initialized = (
+        False  # or transformers would leave the new parameters as they are: uninitialised
+    )
+
+
+def _repeat_rows(x, num_streams: int, batch_size: int):
+    """[B, …] -> [P·B, …], stream-major. One row that broadcasts stays one row; dictionaries are repeated by value."""
+    if isinstance(x, dict):
+        return {name: _repeat_rows(value, num_streams, batch_size) for name, value in x.items()}
+    if x is None or num_streams == 1 or (x.shape[0] == 1 and batch_size > 1):
+        return x
+    return x.repeat(num_streams, *[1] * (x.dim() - 1))
+
+
+def _check_cache_rows(past_key_values, num_streams: int, batch_size: int) -> None:
+    if (
+        past_key_values is None
+        or not past_key_values.layers
+        or not past_key_values.layers[0].is_initialized
+    ):
+        return
+    keys = past_key_values.layers[0].keys
+    if keys.numel() and keys.shape[0] != num_streams * batch_size:
+        raise ValueError(
+            f"the cache holds {keys.shape[0]} rows, but {num_streams} streams of batch {batch_size} need "
+            f"{num_streams * batch_size}; a cache serves only the number of streams that it was made with"
+        )
+
+
+@cache
+def parscale_model_class(backbone: type[PreTrainedModel], config_class: type, /) -> type:
+    """The ParScale class over a backbone class of transformers, inner (`XxxModel`) or outer (`XxxForCausalLM`)."""
+    outer = backbone.__name__.endswith("ForCausalLM")
+    mixin = ParScaleForCausalLMMixin if outer else ParScaleModelMixin
+    head = "ForCausalLM" if outer else "Model"
+    name = config_class.__name__.removesuffix("Config") + head
+    cls = type(
+        name,
+        (mixin, backbone),
+        {"__module__": __name__, "config_class": config_class, "config": None},
+    )
+    cls.config_class = config_class
+    if outer:
+        cls.register_for_auto_class("AutoModelForCausalLM")
+    return cls
+
+
+def __getattr__(name: str) -> type:
+    match = _NAME.fullmatch(name)
+    backbone = getattr(transformers, match["base"] + match["head"], None) if match else None
+    if backbone is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return parscale_model_class(
+        backbone, parscale_config_class(backbone.config_class, bool(match["prefix"]))
+    )
