@@ -33,9 +33,7 @@ class ParScaleConfig:
     attn_smooth: float
 
 
-def create_parscale_config(
-    P: int, prefix_length: int = 48, attn_smooth: float = 0.1
-) -> ParScaleConfig:
+def create_parscale_config(P: int, prefix_length: int = 48, attn_smooth: float = 0.1) -> ParScaleConfig:
     """Describe a ParScale model independently of its backbone.
 
     Args:
@@ -49,15 +47,9 @@ def create_parscale_config(
     if isinstance(P, bool) or not isinstance(P, int) or P < 1:
         raise ValueError(f"P is {P!r}; the number of streams must be an integer >= 1")
     shortest = 1 if P > 1 else 0
-    if (
-        isinstance(prefix_length, bool)
-        or not isinstance(prefix_length, int)
-        or prefix_length < shortest
-    ):
+    if isinstance(prefix_length, bool) or not isinstance(prefix_length, int) or prefix_length < shortest:
         reason = " (without prefixes all streams are equal)" if P > 1 else ""
-        raise ValueError(
-            f"prefix_length is {prefix_length!r}; at P = {P} it must be an integer >= {shortest}{reason}"
-        )
+        raise ValueError(f"prefix_length is {prefix_length!r}; at P = {P} it must be an integer >= {shortest}{reason}")
     if not 0 <= attn_smooth < 1:
         raise ValueError(f"attn_smooth is {attn_smooth!r}; it must lie in [0, 1)")
     return ParScaleConfig(P, prefix_length, attn_smooth)
@@ -97,9 +89,7 @@ def convert_to_parscale_model(
         "parscale_attn_smooth": config.attn_smooth,
         "parscale_base_model": model.config.name_or_path or None,
     }
-    converted = _rebuild(
-        model, parscale_model_class(backbone_class, config_class), config_class(**fields)
-    )
+    converted = _rebuild(model, parscale_model_class(backbone_class, config_class), config_class(**fields))
     _initialise_new_parameters(converted, like=next(model.parameters()))
     if context is not None:
         _initialise_prefixes_from_context(converted, model, context)
@@ -113,9 +103,7 @@ def drop_streams(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: if the model has no streams.
     """
     if not isinstance(model, ParScaleForCausalLMMixin):
-        raise ValueError(
-            f"{type(model).__name__} is not a ParScale model; there are no streams to drop"
-        )
+        raise ValueError(f"{type(model).__name__} is not a ParScale model; there are no streams to drop")
     backbone_class = type(model).__bases__[1]
     fields = {k: v for k, v in _plain_fields(model.config).items() if k not in _PARSCALE_FIELDS}
     backbone = _rebuild(model, backbone_class, backbone_class.config_class(**fields))
@@ -157,9 +145,7 @@ def _unsupported_reason(model: Any) -> str | None:
     if not model._supports_attention_backend:
         return "its attention is not called through transformers' attention interface"
     if not hasattr(inner, "rotary_emb"):
-        return (
-            "it has no rotary position embedding, so a prefix has no place in front of position 0"
-        )
+        return "it has no rotary position embedding, so a prefix has no place in front of position 0"
     other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
     if other:
         return f"it has layers of type {', '.join(other)}; only full_attention is supported"
@@ -167,13 +153,8 @@ def _unsupported_reason(model: Any) -> str | None:
         return f"its attention has a sliding window of {config.sliding_window} tokens"
     if getattr(config, "v_head_dim", None):
         return "its keys and values differ in size (multi-head latent attention)"
-    if any(
-        getattr(config, field, None)
-        for field in ("num_experts", "num_local_experts", "n_routed_experts")
-    ):
-        return (
-            "it is a mixture of experts, whose routing statistics would count every token P times"
-        )
+    if any(getattr(config, field, None) for field in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "it is a mixture of experts, whose routing statistics would count every token P times"
     return None
 
 
@@ -192,9 +173,7 @@ def _plain_fields(config: transformers.PreTrainedConfig) -> dict[str, Any]:
     return {**fields, "attn_implementation": config._attn_implementation.removeprefix("parscale_")}
 
 
-def _rebuild(
-    source: PreTrainedModel, target_class: type, config: transformers.PreTrainedConfig
-) -> PreTrainedModel:
+def _rebuild(source: PreTrainedModel, target_class: type, config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """A model of another class whose parameters and buffers are the source's own, where it has them."""
     with torch.device("meta"):
         target = target_class(config)
@@ -236,19 +215,14 @@ def _initialise_new_parameters(model: PreTrainedModel, like: torch.Tensor) -> No
 def _check_context_ids(context_ids: Any, P: int, K: int, model: PreTrainedModel) -> torch.Tensor:
     ids = torch.as_tensor(context_ids, dtype=torch.long, device=next(model.parameters()).device)
     if tuple(ids.shape) != (P, K) or K == 0:
-        raise ValueError(
-            f"context_ids has shape {list(ids.shape)}; [P, prefix_length] = [{P}, {K}] is needed"
-        )
+        raise ValueError(f"context_ids has shape {list(ids.shape)}; [P, prefix_length] = [{P}, {K}] is needed")
     vocabulary = model.get_input_embeddings().num_embeddings
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
-            f"context_ids has values in {ids.min().item()} … {ids.max().item()}; "
-            f"the vocabulary is 0 … {vocabulary - 1}"
+            f"context_ids has values in {ids.min().item()} … {ids.max().item()}; the vocabulary is 0 … {vocabulary - 1}"
         )
     if torch.unique(ids, dim=0).shape[0] < P:
-        raise ValueError(
-            "context_ids has two equal rows; streams differ only by their texts, so each needs its own"
-        )
+        raise ValueError("context_ids has two equal rows; streams differ only by their texts, so each needs its own")
     return ids
 
 
@@ -260,9 +234,7 @@ def _initialise_prefixes_from_context(
     positions = torch.arange(-K, 0, device=context_ids_PK.device)[None]
     was_training = backbone.training
     backbone.eval()
-    cache = backbone.model(
-        input_ids=context_ids_PK, position_ids=positions, use_cache=True
-    ).past_key_values
+    cache = backbone.model(input_ids=context_ids_PK, position_ids=positions, use_cache=True).past_key_values
     backbone.train(was_training)
     for layer, cached in zip(converted.model.layers, cache.layers, strict=True):
         layer.self_attn.prefix_k.copy_(cached.keys)

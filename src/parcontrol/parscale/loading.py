@@ -52,7 +52,5 @@ def load_backbone(
         )
     except OSError as error:
         looked = f"{source!r}" if source == name else f"{name!r} (at {source!r})"
-        raise ValueError(
-            f"model {looked} cannot be loaded: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"model {looked} cannot be loaded: {' '.join(str(error).split())}") from error
     return model.to(device), tokenizer

@@ -101,11 +101,7 @@ def prefix_attention(
     Returns:
         output [P·B, T, H, d] and, with eager attention, the probabilities [P·B, H, T, K + S].
     """
-    attend = (
-        _eager_attention
-        if module.config._attn_implementation == ATTENTION["eager"]
-        else sdpa_attention_forward
-    )
+    attend = _eager_attention if module.config._attn_implementation == ATTENTION["eager"] else sdpa_attention_forward
     if getattr(module, "prefix_k", None) is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
 
@@ -234,19 +230,13 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
         inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
         if not self.config.prefix_length:
             # P = 1 of the official checkpoints: the plain backbone, in its own words.
-            out = super().forward(
-                input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **inputs
-            )
+            out = super().forward(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **inputs)
             return ParScaleModelOutput(**out, stream_hidden_states=out.last_hidden_state[None])
 
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         B, T, _ = inputs_embeds.shape
-        if (
-            position_ids is None
-            and isinstance(attention_mask, torch.Tensor)
-            and attention_mask.dim() == 2
-        ):
+        if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
         if use_cache and past_key_values is None:
             inputs["past_key_values"] = ParScaleCache(P, config=self.config)
@@ -280,9 +270,7 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
         """
         P, _, _, D = h_PBTD.shape
         first, _, last = self.aggregate_layer
-        first_weight = (
-            first.weight.view(-1, D, self.config.parscale_n)[..., :P].flatten(1).to(h_PBTD.dtype)
-        )
+        first_weight = first.weight.view(-1, D, self.config.parscale_n)[..., :P].flatten(1).to(h_PBTD.dtype)
         x = h_PBTD.permute(1, 2, 3, 0).flatten(2)
         x = F.silu(F.linear(x, first_weight, first.bias.to(x.dtype)))
         scores = F.linear(x, last.weight[:P].to(x.dtype), last.bias[:P].to(x.dtype))
@@ -335,9 +323,7 @@ def _add_prefix(attention: nn.Module, config) -> None:
     # A parameter added from outside, so that the backbone's attention class stays the backbone's.
     attention.prefix_k = nn.Parameter(torch.empty(shape, dtype=weight.dtype, device=weight.device))
     attention.prefix_v = nn.Parameter(torch.empty(shape, dtype=weight.dtype, device=weight.device))
-    attention._is_hf_initialized = (
-        False  # or transformers would leave the new parameters as they are: uninitialised
-    )
+    attention._is_hf_initialized = False  # or transformers would leave the new parameters as they are: uninitialised
 
 
 def _repeat_rows(x, num_streams: int, batch_size: int):
@@ -350,11 +336,7 @@ def _repeat_rows(x, num_streams: int, batch_size: int):
 
 
 def _check_cache_rows(past_key_values, num_streams: int, batch_size: int) -> None:
-    if (
-        past_key_values is None
-        or not past_key_values.layers
-        or not past_key_values.layers[0].is_initialized
-    ):
+    if past_key_values is None or not past_key_values.layers or not past_key_values.layers[0].is_initialized:
         return
     keys = past_key_values.layers[0].keys
     if keys.numel() and keys.shape[0] != num_streams * batch_size:
@@ -387,6 +369,4 @@ def __getattr__(name: str) -> type:
     backbone = getattr(transformers, match["base"] + match["head"], None) if match else None
     if backbone is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return parscale_model_class(
-        backbone, parscale_config_class(backbone.config_class, bool(match["prefix"]))
-    )
+    return parscale_model_class(backbone, parscale_config_class(backbone.config_class, bool(match["prefix"])))

@@ -15,9 +15,7 @@ ARCHITECTURES = ("Qwen2", "Llama", "Qwen3", "Mistral")
 
 def register_auto_classes() -> None:
     """Register every architecture, at P ≥ 1 and for P = 1 with a prefix, when the Auto classes are imported."""
-    wrapt.register_post_import_hook(
-        _register_configs, "transformers.models.auto.configuration_auto"
-    )
+    wrapt.register_post_import_hook(_register_configs, "transformers.models.auto.configuration_auto")
     wrapt.register_post_import_hook(_register_models, "transformers.models.auto.modeling_auto")
 
 
