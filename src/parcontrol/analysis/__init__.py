@@ -1,0 +1,1 @@
+"""Results, the cost of inference and the scaling law. Nothing here imports torch."""
