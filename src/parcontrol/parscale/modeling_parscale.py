@@ -191,9 +191,8 @@ class ParScalePreTrainedMixin:
 class ParScaleModelMixin(ParScalePreTrainedMixin):
     """The inner model: repeat, run the backbone, aggregate."""
 
-    def add_streams(self) -> None:
-        """Create prefixes in every attention module and, for P > 1, the aggregator."""
-        config = self.config
+    def __init__(self, config):
+        super().__init__(config)
         self.active_streams = config.parscale_n
         if config.prefix_length:
             for layer in self.layers:
@@ -285,9 +284,8 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
 
     def __init__(self, config):
         super().__init__(config)
-        # The backbone's constructor made a plain inner model, and it offers no hook for another class.
-        self.model.__class__ = parscale_model_class(type(self.model), self.config_class)
-        self.model.add_streams()
+        # The backbone's constructor has made a plain inner model; it offers no hook for another class.
+        self.model = parscale_model_class(type(self.model), self.config_class)(config)
         self.post_init()
 
     def set_streams(self, num_streams: int) -> None:
