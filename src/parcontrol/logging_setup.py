@@ -12,9 +12,11 @@ from rich.logging import RichHandler
 # What every log record has; everything else was given as `extra`.
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
+_installed: list[logging.Handler] = []
+
 
 def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
-    """Log to the console and to ``directory/run_name.jsonl``, and return that file.
+    """Logs to the console and to ``directory/run_name.jsonl``, and returns that file.
 
     Our own messages are logged from `level` on, those of other libraries and Python's warnings from
     WARNING on. The file is appended to, because a run may be resumed. A second call takes the place
@@ -37,11 +39,12 @@ def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
     console_handler = RichHandler(show_path=False, rich_tracebacks=True, log_time_format="%X")
 
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if getattr(h, "parcontrol", False)]:
+    while _installed:
+        handler = _installed.pop()
         root.removeHandler(handler)
         handler.close()
     for handler in (file_handler, console_handler):
-        handler.parcontrol = True  # type: ignore[attr-defined]
+        _installed.append(handler)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("parcontrol").setLevel(level)
@@ -57,7 +60,7 @@ class JsonLinesFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line."""
+        """Returns the record as one line."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -72,7 +75,7 @@ class JsonLinesFormatter(logging.Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as strict JSON can hold it: a message must not be lost over its fields."""
+    """Returns `value` as strict JSON can hold it: a message must not be lost over its fields."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,13 +10,13 @@ from parcontrol.runs import atomic_directory
 
 
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
-    """Return `cache_dir`, else ``$PARCONTROL_CACHE``, else ``~/.cache/parcontrol``."""
+    """Returns `cache_dir`, else ``$PARCONTROL_CACHE``, else ``~/.cache/parcontrol``."""
     chosen = cache_dir or os.environ.get("PARCONTROL_CACHE") or "~/.cache/parcontrol"
     return Path(chosen).expanduser().absolute()
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return the directory `target`, made by ``build(directory)`` if it does not exist yet.
+    """Returns the directory `target`, made by ``build(directory)`` if it does not exist yet.
 
     `target` appears complete or not at all. Of several processes one builds and the others wait
     for it. What a killed process left behind is removed by the next one.

