@@ -236,6 +236,13 @@ def test_equal_streams_are_a_collapse_even_after_rounding() -> None:
     assert collapsed(statistics(weights, hidden), EPS) is None
 
 
+def test_equal_streams_are_seen_among_many_and_large_numbers() -> None:
+    hidden = 5 * torch.randn(1, 4, 256, 576, generator=torch.Generator().manual_seed(0)) + 2
+    result = statistics(torch.full((4, 256, 2), 0.5), hidden.expand(2, -1, -1, -1))
+    assert result["cosine_similarity"] == [[pytest.approx(1, abs=1e-6)] * 2] * 2
+    assert collapsed(result, EPS) is not None
+
+
 def test_the_watch_speaks_once() -> None:
     watch = CollapseWatch(EPS)
     fine, bad = one_sided(2, 0.6), one_sided(2, 0.999)

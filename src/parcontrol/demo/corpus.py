@@ -23,7 +23,6 @@ from parcontrol.demo.cache import build_once, cache_directory
 Split = Literal["train", "val", "test"]
 
 CORPUS_NAME = "Python stdlib"
-FORMAT = 1  # part of the cache key: raise it with every change to what is written below
 TRAIN_SHARDS = 30  # as many as the Pile has, so that "8 of 30 shards" means the same here
 HELD_OUT_PERCENT: dict[Split, int] = {"val": 8, "test": 5}
 DOCUMENT_CHARACTERS = 6_000
@@ -71,14 +70,15 @@ class Document:
 def build_corpus(cache_dir: str | Path | None = None) -> Path:
     """Returns the directory of the corpus of this Python, written on the first call (about 4 MB).
 
-    The name holds the Python version and a hash of the text. `cache_dir` defaults to
-    ``$PARCONTROL_CACHE`` or ``~/.cache/parcontrol``.
+    The name holds the Python version and a hash of the documents, so that a corpus found there is
+    the one that would be written. `cache_dir` defaults to ``$PARCONTROL_CACHE`` or
+    ``~/.cache/parcontrol``.
     """
-    sources = [*stdlib_sources(), *help_topics()]
-    fingerprint = _digest(f"{FORMAT}" + "".join(f"\0{s.path}\0{s.text}" for s in sources))
+    documents = split_documents([*stdlib_sources(), *help_topics()])
+    fingerprint = _digest("".join(f"\0{d.split}\0{d.path}\0{d.part}\0{d.text}" for d in documents))
     name = f"python-stdlib-{platform.python_version()}-{fingerprint[:12]}"
     target = cache_directory(cache_dir) / "corpora" / name
-    return build_once(target, lambda directory: write_corpus(split_documents(sources), directory))
+    return build_once(target, lambda directory: write_corpus(documents, directory))
 
 
 def stdlib_sources(root: Path | None = None) -> list[Source]:

@@ -132,14 +132,12 @@ class StreamAccumulator:
         assert stream_weights_BTP.shape[:-1] == stream_hidden_PBTD.shape[1:-1]
         w_NP = stream_weights_BTP.reshape(-1, self.P).float()
         largest_NP = (w_NP == w_NP.amax(-1, keepdim=True)).float()
-        h_PBTD = torch.nn.functional.normalize(stream_hidden_PBTD.float(), dim=-1)
-        h_PX = h_PBTD.reshape(self.P, -1)  # all tokens' dimensions: one product sums the cosines
         self._sums += torch.cat(
             [
                 w_NP.sum(0),
                 (largest_NP / largest_NP.sum(-1, keepdim=True)).sum(0),
                 entropy(w_NP).sum(0, keepdim=True),
-                (h_PX @ h_PX.T).flatten(),
+                _cosines_NPP(stream_hidden_PBTD.flatten(1, -2)).sum(0).flatten(),
             ]
         )
         self._tokens += w_NP.shape[0]
@@ -194,3 +192,15 @@ class StreamAccumulator:
             "cosine_similarity": cosine,
             "mean_cosine_similarity": math.fsum(off_diagonal) / len(off_diagonal),
         }
+
+
+def _cosines_NPP(hidden_PND: Tensor) -> Tensor:
+    """Returns the cosines of all pairs of streams, for each token on its own.
+
+    One product over all tokens' dimensions would save the sum, but in float32 it is wrong by 3e-5
+    after a thousand tokens, which is more than equal streams differ by.
+    """
+    h_NPD = hidden_PND.transpose(0, 1).float()
+    products_NPP = h_NPD @ h_NPD.transpose(1, 2)
+    scale_NP = products_NPP.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+    return products_NPP * scale_NP[:, :, None] * scale_NP[:, None, :]
