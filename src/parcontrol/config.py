@@ -37,9 +37,7 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The pretrained backbone."""
 
-    name: Name = Field(
-        "Qwen/Qwen2.5-0.5B", description="Hub id or local directory of the pretrained backbone."
-    )
+    name: Name = Field("Qwen/Qwen2.5-0.5B", description="Hub id or local directory of the pretrained backbone.")
     revision: Name | None = Field(
         None, description="Commit, tag or branch of the backbone on the Hub; null means its head."
     )
@@ -49,12 +47,8 @@ class ParScaleConfig(_Section):
     """Streams, prefixes and aggregator (arXiv 2505.10475)."""
 
     P: Integer = Field(1, ge=1, description="Number of parallel streams.")
-    prefix_length: Integer = Field(
-        48, ge=0, description="Learnable prefix tokens per stream and layer (K), in tokens."
-    )
-    attn_smooth: Real = Field(
-        0.1, ge=0, lt=1, description="Label smoothing of the aggregation weights (epsilon)."
-    )
+    prefix_length: Integer = Field(48, ge=0, description="Learnable prefix tokens per stream and layer (K), in tokens.")
+    attn_smooth: Real = Field(0.1, ge=0, lt=1, description="Label smoothing of the aggregation weights (epsilon).")
     prefix_init: Literal["context", "normal"] = Field(
         "context",
         description="How prefixes start: keys and values of training text at positions -K to -1, "
@@ -68,24 +62,16 @@ class TrainingConfig(_Section):
     mode: Literal["peft", "full"] = Field(
         "peft", description="peft trains prefixes and aggregator only; full trains every parameter."
     )
-    tokens_per_run: Integer = Field(
-        16_000_000, ge=1, description="Token budget of the run, in real tokens."
-    )
-    microbatch_size: Integer = Field(
-        1, ge=1, description="Sequences per forward and backward pass."
-    )
-    gradient_accumulation_steps: Integer = Field(
-        16, ge=1, description="Microbatches per optimiser step."
-    )
+    tokens_per_run: Integer = Field(16_000_000, ge=1, description="Token budget of the run, in real tokens.")
+    microbatch_size: Integer = Field(1, ge=1, description="Sequences per forward and backward pass.")
+    gradient_accumulation_steps: Integer = Field(16, ge=1, description="Microbatches per optimiser step.")
     mixed_precision: Literal["auto", "bf16", "fp32"] = Field(
         "bf16",
         description="Precision of the backbone; auto is bf16 where the device computes it "
         "natively, else fp32. What trains in peft mode is always fp32.",
     )
     learning_rate: Real = Field(3e-3, gt=0, description="Peak learning rate, after warmup.")
-    warmup_tokens: Integer = Field(
-        320_000, ge=0, description="Length of the linear warmup, in tokens."
-    )
+    warmup_tokens: Integer = Field(320_000, ge=0, description="Length of the linear warmup, in tokens.")
     min_learning_rate_ratio: Real = Field(
         0.1, ge=0, le=1, description="Learning rate at the end of the cosine, as a share of peak."
     )
@@ -93,33 +79,21 @@ class TrainingConfig(_Section):
     adam_beta1: Real = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
     adam_beta2: Real = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
     adam_eps: Real = Field(1e-8, gt=0, description="AdamW: term added to the denominator.")
-    max_grad_norm: Real = Field(
-        1.0, gt=0, description="Gradients are clipped to this global L2 norm."
-    )
+    max_grad_norm: Real = Field(1.0, gt=0, description="Gradients are clipped to this global L2 norm.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
     )
-    seed: Integer = Field(
-        42, ge=0, lt=2**32, description="Seed of the initialisation (prefix texts, aggregator)."
-    )
+    seed: Integer = Field(42, ge=0, lt=2**32, description="Seed of the initialisation (prefix texts, aggregator).")
     device: Name | None = Field(
         None, description="Device, such as cuda, mps or cpu; null takes the first there is of them."
     )
     init_from: Name | None = Field(
         None, description="Checkpoint directory whose weights the run starts from (second stage)."
     )
-    eval_interval_tokens: Integer = Field(
-        1_000_000, ge=1, description="Tokens between two validations."
-    )
-    log_interval_steps: Integer = Field(
-        10, ge=1, description="Optimiser steps between two log points."
-    )
-    checkpoint_interval_steps: Integer = Field(
-        50, ge=1, description="Optimiser steps between two checkpoints."
-    )
-    keep_checkpoints: Integer = Field(
-        2, ge=1, description="Number of newest periodic checkpoints that are kept."
-    )
+    eval_interval_tokens: Integer = Field(1_000_000, ge=1, description="Tokens between two validations.")
+    log_interval_steps: Integer = Field(10, ge=1, description="Optimiser steps between two log points.")
+    checkpoint_interval_steps: Integer = Field(50, ge=1, description="Optimiser steps between two checkpoints.")
+    keep_checkpoints: Integer = Field(2, ge=1, description="Number of newest periodic checkpoints that are kept.")
 
 
 class DataConfig(_Section):
@@ -137,13 +111,9 @@ class DataConfig(_Section):
         None, description="Directory with datasets/REPO and models/REPO, read instead of the Hub."
     )
     num_shards: Integer = Field(8, ge=1, description="Number of train shards, chosen by the seed.")
-    seed: Integer = Field(
-        42, ge=0, lt=2**32, description="Seed of the choice of shards and the dealing of documents."
-    )
+    seed: Integer = Field(42, ge=0, lt=2**32, description="Seed of the choice of shards and the dealing of documents.")
     sequence_length: Integer = Field(1024, ge=2, description="Length of a packed block, in tokens.")
-    validation_tokens: Integer = Field(
-        1_000_000, ge=2, description="Size of the fixed validation set, in tokens."
-    )
+    validation_tokens: Integer = Field(1_000_000, ge=2, description="Size of the fixed validation set, in tokens.")
     num_workers: Integer = Field(
         1,
         ge=0,
@@ -154,9 +124,7 @@ class DataConfig(_Section):
 class LoggingConfig(_Section):
     """Console, log files and Weights & Biases."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Lowest level that is logged."
-    )
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
     directory: Name = Field("outputs/logs", description="Directory of the JSON-lines log files.")
     wandb: Literal["disabled", "online", "offline"] = Field(
         "disabled", description="Weights & Biases logging; offline needs no account."
@@ -172,9 +140,7 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
     logging: LoggingConfig = LoggingConfig()
-    output_dir: Name | None = Field(
-        None, description="Run directory; null means outputs/P{P}_experiment."
-    )
+    output_dir: Name | None = Field(None, description="Run directory; null means outputs/P{P}_experiment.")
 
     @property
     def run_directory(self) -> Path:
@@ -184,11 +150,7 @@ class RunConfig(_Section):
     @property
     def tokens_per_step(self) -> int:
         """Real tokens per optimiser step."""
-        return (
-            self.data.sequence_length
-            * self.training.microbatch_size
-            * self.training.gradient_accumulation_steps
-        )
+        return self.data.sequence_length * self.training.microbatch_size * self.training.gradient_accumulation_steps
 
     @property
     def total_steps(self) -> int:
@@ -243,9 +205,7 @@ def _fields_of(model: type[BaseModel], prefix: str) -> Iterator[ConfigField]:
             yield ConfigField(f"{prefix}{name}", info.annotation, info.default, info.description)
 
 
-def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
-) -> RunConfig:
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Reads a configuration.
 
     Args:
@@ -265,8 +225,9 @@ def load_config(
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        source = "" if path is None else f"{path}: "
-        raise ValueError(source + validation_message(error)) from error
+        message = validation_message(error)
+        from_file = path is not None and not any(key in message for key in overrides or {})
+        raise ValueError(f"{path}: {message}" if from_file else message) from error
 
 
 def dump_yaml(config: RunConfig) -> str:
@@ -361,9 +322,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -373,10 +332,7 @@ def _check_content(content: Mapping[Any, Any], path: Path) -> None:
     for key, value in content.items():
         if key in sections:
             if not isinstance(value, dict):
-                raise ValueError(
-                    f"{path}: {key}: {value!r} is not allowed: "
-                    "a mapping of keys to values is needed"
-                )
+                raise ValueError(f"{path}: {key}: {value!r} is not allowed: a mapping of keys to values is needed")
             for name in value:
                 _check_key(f"{key}.{name}", source=str(path))
         elif isinstance(value, dict):

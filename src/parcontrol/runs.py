@@ -85,8 +85,7 @@ class RunDirectory:
         foreign = run._foreign_entries()
         if foreign:
             raise ValueError(
-                f"{run.path} holds no run but other files ({', '.join(foreign[:3])}): "
-                "choose another output_dir"
+                f"{run.path} holds no run but other files ({', '.join(foreign[:3])}): choose another output_dir"
             )
         run.path.mkdir(parents=True, exist_ok=True)
         run._lock()
@@ -244,10 +243,15 @@ class RunDirectory:
         self._lock_fd = fd
         _locked.add(self)
 
+    @property
+    def _started(self) -> bool:
+        """Whether there is anything that a new run would destroy."""
+        return self.finished or bool(self.checkpoints() or self.read_metrics())
+
     def _check_or_write_config(self, config: RunConfig, resume: bool) -> None:
-        path = self.path / _CONFIG
-        if not path.exists():
-            _write_atomically(path, dump_yaml(config))
+        # A run that failed before its first record, on a misspelt model perhaps, gives way.
+        if not (self.path / _CONFIG).exists() or not self._started:
+            _write_atomically(self.path / _CONFIG, dump_yaml(config))
             return
         differences = {
             key: values
@@ -255,17 +259,14 @@ class RunDirectory:
             if not key.startswith(_MAY_DIFFER)
         }
         if differences:
-            listed = ", ".join(
-                f"{k} {old!r} there, {new!r} now" for k, (old, new) in differences.items()
-            )
+            listed = ", ".join(f"{key} {old!r} there, {new!r} now" for key, (old, new) in differences.items())
             raise ValueError(
                 f"{self.path} holds a run of another configuration ({listed}): "
                 "use the same configuration, or choose another output_dir"
             )
-        if not resume and (self.finished or self.checkpoints() or self.read_metrics()):
+        if not resume:
             raise ValueError(
-                f"{self.path} already holds this run: resume it, delete the directory, "
-                "or choose another output_dir"
+                f"{self.path} already holds this run: resume it, delete the directory, or choose another output_dir"
             )
 
     def _remove_partial_files(self) -> None:
@@ -356,9 +357,7 @@ def _to_json(value: Mapping[str, Any], indent: int | None = None) -> str:
     try:
         return json.dumps(value, allow_nan=False, indent=indent)
     except ValueError as error:
-        raise ValueError(
-            f"{_first_non_finite(value, '')} is not finite: JSON cannot hold it"
-        ) from error
+        raise ValueError(f"{_first_non_finite(value, '')} is not finite: JSON cannot hold it") from error
 
 
 def _first_non_finite(value: Any, name: str) -> str | None:

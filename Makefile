@@ -1,0 +1,52 @@
+# Needs Python >= 3.11 (with venv) and make; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Holds the requirements that are installed, so that nothing is installed twice.
+STAMP := $(VENV)/requirements.installed
+# Two processes: the suite is made for two cores, and each takes one thread.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: help install demo test test-all lint format clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+install: $(STAMP) ## create .venv and install the pinned requirements
+
+demo: $(STAMP) ## train, evaluate and reload a small ParScale model (10 minutes on 2 cores)
+	$(BIN)/python -m parcontrol.demo
+
+test: $(STAMP) ## the tests, without the full counts of slow suites
+	$(PYTEST) -m "not full"
+
+test-all: $(STAMP) ## all tests
+	$(PYTEST)
+
+lint: $(STAMP) ## style, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and all caches; outputs stay
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
+
+$(STAMP): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	    "Name another one with 'make PYTHON=python3.12 ...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot create virtual environments." \
+	    "On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@if cmp -s $< $@; then echo "$(VENV) is up to date"; else \
+	  echo "Installing the pinned requirements into $(VENV) (once; this takes minutes)" && \
+	  { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<; fi
+	@cp $< $@

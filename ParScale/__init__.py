@@ -1,0 +1,1 @@
+"""The documented `ParScale.*` names. Everything here re-exports from the package `parcontrol`."""

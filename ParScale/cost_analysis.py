@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""Memory and latency of inference, `python ParScale/cost_analysis.py`: `parcontrol cost`."""
+
+import sys
+
+from parcontrol.cli.cost import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The documented `utils.*` names. Everything here re-exports from the package `parcontrol`."""

@@ -1,0 +1,5 @@
+"""Watching memory during a run: `parcontrol.diagnostics.memory`."""
+
+from parcontrol.diagnostics.memory import MemoryMonitor
+
+__all__ = ["MemoryMonitor"]
