@@ -29,7 +29,7 @@ def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
     if level not in logging.getLevelNamesMapping():
         known = ", ".join(("DEBUG", "INFO", "WARNING", "ERROR"))
         raise ValueError(f"logging level {level!r} is not one of {known}")
-    path = Path(directory) / f"{run_name}.jsonl"
+    path = log_file(directory, run_name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file_handler = logging.FileHandler(path, encoding="utf-8")
@@ -50,6 +50,11 @@ def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
     logging.getLogger("parcontrol").setLevel(level)
     logging.captureWarnings(True)
     return path
+
+
+def log_file(directory: str | Path, run_name: str) -> Path:
+    """Returns where `setup_logging` writes."""
+    return Path(directory) / f"{run_name}.jsonl"
 
 
 class JsonLinesFormatter(logging.Formatter):
