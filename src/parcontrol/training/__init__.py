@@ -1,0 +1,1 @@
+"""Training one run: `run.run(config)` is the way in, `loop.TrainingLoop` is what it drives."""

@@ -1,0 +1,280 @@
+"""What happens beside training: records, stream diagnostics, validation, memory, console."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich import get_console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from parcontrol.config import RunConfig
+from parcontrol.data import TrainStream, ValidationSet
+from parcontrol.diagnostics.memory import MemoryMonitor, format_bytes
+from parcontrol.diagnostics.streams import CollapseWatch, StreamAccumulator
+from parcontrol.runs import RunDirectory
+from parcontrol.training.checkpoint import Checkpointing
+from parcontrol.training.evaluate import Validation
+from parcontrol.training.loop import Callback, Record, TrainingLoop
+from parcontrol.training.wandb import WandbCallback
+
+logger = logging.getLogger(__name__)
+
+# Between two lines about a long validation where there is no live display.
+_VALIDATION_LINE_SECONDS = 30.0
+
+
+class Recorder(Callback):
+    """Writes records into the run directory."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def on_record(self, kind: str, record: Record) -> None:
+        """Appends to the file that the kind belongs to."""
+        if kind in ("train", "validation"):
+            self.run.append_metrics(record)
+        elif kind == "streams":
+            self.run.append_streams(record)
+        elif kind == "provenance":
+            self.run.append_provenance(record)
+
+
+class Provenance(Callback):
+    """At each log point, where the tokens so far came from."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.stream = stream
+
+    def on_log(self, loop: TrainingLoop) -> None:
+        """Emits shards, byte ranges and the hash of the token stream."""
+        provenance = self.stream.provenance()
+        assert provenance["tokens"] == loop.tokens, (provenance["tokens"], loop.tokens)
+        loop.emit("provenance", provenance)
+
+
+class StreamDiagnostics(Callback):
+    """How the streams are used; says loudly, once, when they have collapsed."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        smooth = config.parscale.attn_smooth
+        self.accumulator = StreamAccumulator(config.parscale.P, device, smooth)
+        self.watch = CollapseWatch(smooth)
+        self._last: Record = {}
+
+    def on_microbatch(self, loop: TrainingLoop, output: Any) -> None:
+        """Adds the microbatch, on the device."""
+        self.accumulator.update(output.stream_weights, output.stream_hidden_states)
+
+    def on_log(self, loop: TrainingLoop) -> None:
+        """Emits the statistics since the last log point; a model with one stream has none."""
+        self._last = self.accumulator.read_and_reset()
+        if not self._last:
+            return
+        loop.emit("streams", self._last)
+        message = self.watch.check(self._last)
+        if message is not None:
+            logger.warning(message)
+
+    def describe(self) -> str:
+        """The statistics at the last log point, and since then up to the failure."""
+        since = self.accumulator.read_and_reset()
+        if not since:
+            return ""
+        return f"Streams at the last log point: {_brief(self._last)}; since: {_brief(since)}."
+
+    def state(self) -> dict[str, Tensor]:
+        """The open interval."""
+        return self.accumulator.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back the open interval."""
+        self.accumulator.load_state(state)
+
+
+class PeriodicValidation(Callback):
+    """Validates before the first step and whenever `eval_interval_tokens` more have passed.
+
+    The end of the run is not validated here but on the model as it is saved. What has a record is
+    not measured again, so that a run killed during a validation resumes with that validation.
+    """
+
+    def __init__(self, run: RunDirectory, validation: ValidationSet) -> None:
+        self.run, self.validation = run, validation
+
+    def on_boundary(self, loop: TrainingLoop) -> None:
+        """Validates when it is due."""
+        if self._is_due(loop) and recorded_validation(self.run, loop.step) is None:
+            result = loop.validate(self.validation, loop.precision)
+            loop.emit("validation", validation_record(result))
+
+    def _is_due(self, loop: TrainingLoop) -> bool:
+        if loop.step == loop.config.total_steps:
+            return False
+        interval = loop.config.training.eval_interval_tokens
+        before = loop.tokens - loop.config.tokens_per_step
+        return loop.step == 0 or loop.tokens // interval > before // interval
+
+
+class MemoryWatch(Callback):
+    """Samples memory at log points and warns before it runs out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.monitor = MemoryMonitor(device)
+        self._peak = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most device memory (on a CPU: main memory) that the run took, over its processes."""
+        device_peak = self.monitor.device_peak_bytes
+        return max(self._peak, self.monitor.peak_bytes if device_peak is None else device_peak)
+
+    def on_log(self, loop: TrainingLoop) -> None:
+        """Logs a sample; warns once."""
+        logger.debug("memory", extra={"memory": self.monitor.sample()})
+        message = self.monitor.warning()
+        if message is not None:
+            logger.warning(message)
+
+    def state(self) -> dict[str, Tensor]:
+        """The peak so far."""
+        return {"peak": torch.tensor(self.peak_bytes)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back the peak."""
+        self._peak = int(state["peak"])
+
+
+class ConsoleProgress(Callback):
+    """Tokens, loss, tokens/s and time left: live on a terminal, else a line per log point."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.total_tokens = config.total_steps * config.tokens_per_step
+        self.total_steps = config.total_steps
+        self.live = get_console().is_terminal
+        self._line_at = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            disable=not self.live,
+        )
+        self._training = self._progress.add_task("train", total=self.total_tokens, status="")
+        self._validation = self._progress.add_task("validate", status="", visible=False)
+        self._rate = ""
+
+    def on_start(self, loop: TrainingLoop) -> None:
+        """Starts the display where the run is."""
+        self._progress.reset(self._training, completed=loop.tokens, total=self.total_tokens)
+        self._progress.start()
+
+    def on_boundary(self, loop: TrainingLoop) -> None:
+        """Moves the bar."""
+        status = f"{_count(loop.tokens)}/{_count(self.total_tokens)} tokens{self._rate}"
+        self._progress.update(self._training, completed=loop.tokens, status=status)
+        self._progress.update(self._validation, visible=False)
+
+    def on_validation(self, done: int, total: int) -> None:
+        """Shows how far a validation is."""
+        status = f"{done}/{total} blocks"
+        self._progress.update(self._validation, completed=done, total=total, status=status, visible=True)
+        now = time.monotonic()
+        if done == 0:
+            self._line_at = now
+        elif not self.live and now - self._line_at > _VALIDATION_LINE_SECONDS:
+            self._line_at = now
+            logger.info("validation: %s", status)
+
+    def on_record(self, kind: str, record: Record) -> None:
+        """Prints what a record says."""
+        if kind == "train":
+            speed = record["tokens_per_second"]
+            self._rate = f" · loss {record['loss']:.4f} · {_count(speed)} tokens/s"
+            seconds_left = (self.total_tokens - record["tokens"]) / speed
+            logger.log(
+                logging.DEBUG if self.live else logging.INFO,
+                "step %d/%d · %s/%s tokens%s · %s left",
+                record["step"],
+                self.total_steps,
+                _count(record["tokens"]),
+                _count(self.total_tokens),
+                self._rate,
+                _duration(seconds_left),
+                extra={"record": record},
+            )
+        elif kind == "validation":
+            loss, perplexity = record["validation_loss"], record["validation_perplexity"]
+            logger.info(
+                "step %d · validation loss %.4f nats, perplexity %.2f",
+                record["step"],
+                loss,
+                perplexity,
+                extra={"record": record},
+            )
+        elif kind == "result":
+            peak = format_bytes(record["peak_memory_bytes"])
+            logger.info("finished in %s, peak memory %s", _duration(record["seconds"]), peak)
+
+    def on_stop(self) -> None:
+        """Leaves the terminal as it was."""
+        self._progress.stop()
+
+
+def build_callbacks(
+    config: RunConfig, run: RunDirectory, stream: TrainStream, validation: ValidationSet, memory: MemoryWatch
+) -> list[Callback]:
+    """Returns the callbacks of a run in their order.
+
+    A checkpoint comes before the validation of the same step, which may take long.
+    """
+    callbacks = [
+        Recorder(run),
+        StreamDiagnostics(config, memory.monitor.device),
+        Provenance(stream),
+        Checkpointing(run),
+        PeriodicValidation(run, validation),
+        memory,
+        ConsoleProgress(config),
+    ]
+    return callbacks + ([WandbCallback(config, run)] if config.logging.wandb != "disabled" else [])
+
+
+def validation_record(result: Validation) -> Record:
+    """The fields of a validation's record."""
+    return {"validation_loss": result.loss, "validation_perplexity": result.perplexity}
+
+
+def recorded_validation(run: RunDirectory, step: int) -> float | None:
+    """The validation loss that a run has on record for a step."""
+    losses = [
+        record["validation_loss"]
+        for record in run.read_metrics()
+        if record["step"] == step and "validation_loss" in record
+    ]
+    return losses[0] if losses else None
+
+
+def _brief(statistics: Mapping[str, Any]) -> str:
+    if not statistics:
+        return "none"
+    weights = ", ".join(f"{weight:.3f}" for weight in statistics["mean_weight"])
+    return f"mean weight [{weights}], entropy {statistics['entropy']:.3f} nats"
+
+
+def _count(number: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

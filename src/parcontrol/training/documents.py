@@ -1,0 +1,35 @@
+"""Validation losses by document, beside the backbone's own: what paired comparisons are made of.
+
+validation_documents.npz: `tokens` [documents], predicted tokens of each; `backbone_loss_sum` and,
+once the run is finished, `loss_sum` [documents], summed losses in nats.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from parcontrol.runs import RunDirectory
+from parcontrol.training.evaluate import Validation
+
+
+def write_documents(run: RunDirectory, backbone: Validation, final: Validation | None) -> None:
+    """Replaces the file of a run; `final` is None until the run is finished."""
+    arrays = {"tokens": backbone.tokens, "backbone_loss_sum": backbone.loss_sum}
+    if final is not None:
+        assert np.array_equal(final.tokens, backbone.tokens)
+        arrays["loss_sum"] = final.loss_sum
+    path = run.validation_documents_path
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_backbone(run: RunDirectory) -> Validation:
+    """Returns the backbone's losses, which were measured before the run's first checkpoint."""
+    with np.load(run.validation_documents_path, allow_pickle=False) as arrays:
+        return Validation(arrays["backbone_loss_sum"], arrays["tokens"])

@@ -1,0 +1,46 @@
+"""SIGINT and SIGTERM as a question that the loop asks where it can stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from parcontrol.training.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises `Interrupted` once SIGINT or SIGTERM has come.
+
+    In between, a signal is only noted, so that no update is torn. A second one ends the process
+    at once: that is safe as well, for a checkpoint is whole or not there.
+
+    Handlers belong to the main thread; in another one nothing is deferred.
+    """
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        received.append(signum)
+
+    def check() -> None:
+        if received:
+            raise Interrupted(received[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {signum: signal.signal(signum, note) for signum in _SIGNALS}
+    try:
+        yield check
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
