@@ -1,0 +1,85 @@
+"""`parcontrol fit`: fit the parallel scaling law to a table of losses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from parcontrol.analysis import published
+
+USAGE_ERROR = 2
+# What L(P) at one size cannot tell by itself is taken from the published fit on this corpus.
+_BORROWED_FROM = "Pile"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `parcontrol fit`; the exit code is 2 for bad input, with one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        return _fit(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    law = published.LAWS[_BORROWED_FROM]
+    parser = argparse.ArgumentParser(
+        prog="parcontrol fit",
+        description="Fit the parallel scaling law L = E + (A / (N·(k·ln P + 1)))^alpha and its rival to a table.",
+    )
+    parser.add_argument(
+        "table",
+        nargs="?",
+        metavar="CSV",
+        help="columns N, P, loss and optionally corpus; default: the published table of both corpora",
+    )
+    parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
+    parser.add_argument("--plot", metavar="FILE", help="also plot (.png, .svg or .pdf)")
+    parser.add_argument(
+        "--resamples", type=int, default=1000, help="bootstrap resamples behind the intervals; default %(default)s"
+    )
+    parser.add_argument(
+        "--fixed-N", action="store_true", help="fit L(P) of one model size, with E and alpha given instead of fitted"
+    )
+    parser.add_argument("--E", type=float, default=law.E, help="for --fixed-N; default %(default)s (published, Pile)")
+    parser.add_argument(
+        "--alpha", type=float, default=law.alpha, help="for --fixed-N; default %(default)s (published, Pile)"
+    )
+    return parser
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from parcontrol.analysis.law_report import LawReport, StreamReport, report, stream_report, to_csv
+    from parcontrol.analysis.loss_table import published_tables, read_tables
+
+    if args.resamples < 1:
+        raise ValueError(f"--resamples is {args.resamples}; it must be at least 1")
+    if args.plot:
+        from parcontrol.analysis.figures import check_figure_path
+
+        check_figure_path(args.plot)
+    tables = published_tables() if args.table is None else read_tables(args.table)
+    reports: list[StreamReport] | list[LawReport]
+    if args.fixed_N:
+        reports = [stream_report(table, args.E, args.alpha, args.resamples) for table in tables]
+    else:
+        reports = [report(table, args.resamples) for table in tables]
+    if args.format == "json":
+        print(json.dumps([item.as_dict() for item in reports], indent=2, allow_nan=False, ensure_ascii=False))
+    elif args.format == "csv":
+        print(to_csv(reports), end="")
+    else:
+        print("\n\n\n".join(map(str, reports)))
+    if args.plot:
+        from parcontrol.analysis.figures import save_figure
+        from parcontrol.analysis.law_plots import plot
+
+        save_figure(plot(reports), args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
