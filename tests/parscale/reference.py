@@ -20,9 +20,7 @@ def rotate(x_THd, positions, theta):
     frequency = theta ** (-torch.arange(half, dtype=x_THd.dtype) / half)
     angle = (positions.to(x_THd.dtype)[:, None] * frequency)[:, None, :]
     left, right = x_THd[..., :half], x_THd[..., half:]
-    return torch.cat(
-        [left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], dim=-1
-    )
+    return torch.cat([left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], dim=-1)
 
 
 def linear(state, name, x):

@@ -17,7 +17,19 @@ from parcontrol.parscale.convert import (
 from tests.parscale.models import SIZES, tiny_backbone, tiny_parscale, tokens
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
-ARCHITECTURES = ["Qwen2", "Llama", "Qwen3", "Mistral", "Gemma", "Olmo", "Olmo2", "Phi3", "Granite", "Starcoder2", "SmolLM3"]
+ARCHITECTURES = [
+    "Qwen2",
+    "Llama",
+    "Qwen3",
+    "Mistral",
+    "Gemma",
+    "Olmo",
+    "Olmo2",
+    "Phi3",
+    "Granite",
+    "Starcoder2",
+    "SmolLM3",
+]
 EXTRA = {
     "Gemma": {"head_dim": 8},
     "Phi3": {"sliding_window": None},
@@ -81,7 +93,9 @@ def test_new_parameters_without_context():
     assert first.weight.std() > 0.01
 
 
-@pytest.mark.parametrize(("P", "prefixes", "aggregator"), [(2, 589_824, 1_608_322), (4, 1_179_648, 3_215_748), (8, 2_359_296, 6_430_600)])
+@pytest.mark.parametrize(
+    ("P", "prefixes", "aggregator"), [(2, 589_824, 1_608_322), (4, 1_179_648, 3_215_748), (8, 2_359_296, 6_430_600)]
+)
 def test_parameter_counts_of_qwen2_5_half_a_billion(P, prefixes, aggregator):
     """The published counts, on the meta device."""
     config = transformers.Qwen2Config(
@@ -158,9 +172,18 @@ def unsupported_models():
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 61}
     with torch.device("meta"):
         yield GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2)), "GPT2LMHeadModel .*ForCausalLM decoder"
-        yield transformers.MistralForCausalLM(transformers.MistralConfig(**small, sliding_window=16)), "sliding window of 16"
-        yield transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes)), "Gemma2ForCausalLM .*sliding_attention"
-        yield transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, num_attention_heads=4)), "GPTNeoX.*layers"
+        yield (
+            transformers.MistralForCausalLM(transformers.MistralConfig(**small, sliding_window=16)),
+            "sliding window of 16",
+        )
+        yield (
+            transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes)),
+            "Gemma2ForCausalLM .*sliding_attention",
+        )
+        yield (
+            transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, num_attention_heads=4)),
+            "GPTNeoX.*layers",
+        )
         yield transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)), "MambaForCausalLM .*self_attn"
         yield transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, num_attention_heads=4)), "OPTForCausalLM .*"
         yield transformers.MixtralForCausalLM(transformers.MixtralConfig(**small)), "mixture of experts"

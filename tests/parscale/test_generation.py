@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
 from tests.parscale.models import tiny_backbone, tiny_parscale, tokens
 
 STREAMS = [(1, 5), (2, 5), (4, 5)]
@@ -129,7 +130,10 @@ def test_static_cache_in_a_plain_forward(first):
     cache = StaticCache(config=model.config, max_cache_len=20)
     with torch.no_grad():
         whole = model(ids).logits
-        parts = [model(ids[:, :first], past_key_values=cache).logits, model(ids[:, first:], past_key_values=cache).logits]
+        parts = [
+            model(ids[:, :first], past_key_values=cache).logits,
+            model(ids[:, first:], past_key_values=cache).logits,
+        ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
 
 
@@ -200,6 +204,20 @@ def test_eager_attention_agrees_and_returns_probabilities():
     assert out.attentions[0].shape == (4, 4, 7, 5 + 7)
     torch.testing.assert_close(out.attentions[0].sum(-1), torch.ones(4, 4, 7))
     assert [h.shape for h in out.hidden_states] == [(4, 7, 24)] * 3
+
+
+@pytest.mark.parametrize("T", [DUMMY_QUERIES_FROM - 1, DUMMY_QUERIES_FROM])
+def test_long_sequences_take_another_path_to_the_same_result(T):
+    model = tiny_parscale(2, 5)
+    ids = tokens(1, T)
+    results = []
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        results.append((loss.detach(), model.model.layers[0].self_attn.prefix_k.grad.clone()))
+    torch.testing.assert_close(*results, **CLOSE)
 
 
 def test_other_attention_implementations_are_refused():
