@@ -340,12 +340,15 @@ def test_config_without_kv_heads_is_multi_head(tmp_path):
     assert _stdout(["--model", model]) == _stdout([*QWEN_FLAGS, "--num_key_value_heads", "14"])
 
 
-def test_mirror_is_where_an_id_is_looked_up(tmp_path, monkeypatch, capsys):
+def test_mirror_is_looked_up_before_the_hub(tmp_path, monkeypatch, capsys):
     write_model(tmp_path / "models" / "Qwen" / "Qwen2.5-0.5B")
     monkeypatch.setenv("PARCONTROL_MIRROR", str(tmp_path))
     assert _stdout(["--model", "Qwen/Qwen2.5-0.5B"]) == _stdout(QWEN_FLAGS)
+    # The tests run with the Hub switched off.
     assert main(["--model", "Qwen/Other"]) == 2
-    assert "Qwen/Other" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "Qwen/Other" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_hub_is_asked_for_the_config(tmp_path, monkeypatch, capsys):

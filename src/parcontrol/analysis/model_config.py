@@ -22,9 +22,9 @@ EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def read_config(model: str) -> dict[str, Any]:
-    """Read the config.json of a local directory, of the offline mirror, or of the Hub.
+    """Read the config.json of a local directory, else of the mirror's copy, else of the Hub.
 
-    With PARCONTROL_MIRROR set, a name that is no directory is looked up there and only there.
+    A mirror is the directory that PARCONTROL_MIRROR names, with models under models/<id>.
 
     Raises:
         ValueError: there is no such model, or its config.json is not a JSON object.
@@ -86,11 +86,9 @@ def _config_path(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model) / "config.json"
     mirror = os.environ.get("PARCONTROL_MIRROR")
-    if mirror:
-        path = Path(mirror) / "models" / model / "config.json"
-        if not path.is_file():
-            raise ValueError(f"{model!r} is neither a directory nor in the mirror: no file {str(path)!r}")
-        return path
+    mirrored = Path(mirror, "models", model) if mirror else None
+    if mirrored and mirrored.is_dir():
+        return mirrored / "config.json"
     return _download_config(model)
 
 
@@ -103,4 +101,6 @@ def _download_config(model: str) -> Path:
     # ValueError.
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{model!r} is not a directory, and the Hub gave no config.json for it: {reason}") from error
+        raise ValueError(
+            f"{model!r} is neither a directory nor in a mirror, and the Hub gave no config.json for it: {reason}"
+        ) from error

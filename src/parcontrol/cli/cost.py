@@ -11,10 +11,10 @@ from typing import Any
 
 from parcontrol.analysis.accelerators import DEFAULT_ACCELERATOR, find_accelerator
 from parcontrol.analysis.cost import GIB, Cost, ModelShape, Rates, Workload, predict
+from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 SWEEP_P = (1, 2, 4, 8)
 SWEEP_BATCH_SIZES = (1, 2, 4, 8)
-USAGE_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return subcommands[arguments[0]](arguments[1:])
         return _cost(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USAGE_ERROR
 
 
 def _cost_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="parcontrol cost",
         description="Memory and latency of generating with a ParScale model, by formula.",
         epilog="Further: `parcontrol cost compare` rederives the paper's efficiency claim.",
@@ -163,7 +163,7 @@ def _sweep_tables(costs: dict[tuple[int, int], Cost]) -> str:
 def _compare(argv: list[str]) -> int:
     from parcontrol.analysis import cost_compare
 
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="parcontrol cost compare",
         description="Rederive the paper's claim: 22x less added memory and 6x less added latency "
         "than parameter scaling (1.6B, P = 8, batch 1).",

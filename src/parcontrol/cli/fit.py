@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from parcontrol.analysis import published
+from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
-USAGE_ERROR = 2
 # What L(P) at one size cannot tell by itself is taken from the published fit on this corpus.
 _BORROWED_FROM = "Pile"
 
@@ -20,13 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _fit(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USAGE_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
     law = published.LAWS[_BORROWED_FROM]
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="parcontrol fit",
         description="Fit the parallel scaling law L = E + (A / (N·(k·ln P + 1)))^alpha and its rival to a table.",
     )
