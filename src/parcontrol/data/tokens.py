@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,12 @@ class Encoder:
     @property
     def sha256(self) -> str:
         """Hash of everything that decides how a document is encoded, EOS included."""
-        content = f"{self.eos_token_id}\n{self._tokenizer.to_str()}"
-        return hashlib.sha256(content.encode()).hexdigest()
+        content = json.loads(self._tokenizer.to_str())
+        # Saving and loading turns None into "" here; both mean that there is none.
+        model = {key: value for key, value in content["model"].items() if value not in (None, "")}
+        decides = {key: content[key] for key in ("added_tokens", "normalizer", "pre_tokenizer")}
+        decides |= {"model": model, "eos_token_id": self.eos_token_id}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Returns the tokens of each text and EOS; a text without tokens gives no EOS either."""

@@ -1,0 +1,161 @@
+"""A Hub on this machine: the part of its HTTP interface that reading a dataset repository needs.
+
+Serves the files of a folder as one dataset repository with one branch, `main`, and the commits that it is told of. It
+notes every request, and can be told to fail in the ways that networks and servers do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+
+class Served(NamedTuple):
+    """A request for bytes of a file: its path, the commit in the address, first byte, and bytes sent."""
+
+    path: str
+    commit: str
+    start: int
+    length: int
+
+
+class HubServer(ThreadingHTTPServer):
+    """The server; `served` and `requests` grow while it runs.
+
+    Attributes:
+        failures: What the next requests for file contents get instead: a status code, or `cut` for a body that ends
+            in its middle.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, repo: str, commit: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.repo, self.commit = folder, repo, commit
+        self.requests: list[str] = []
+        self.served: list[Served] = []
+        self.failures: list[int | str] = []
+        self.lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """What HF_ENDPOINT has to be."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def hub_server(folder: Path, repo: str, commit: str) -> Iterator[HubServer]:
+    """Runs a server for the block."""
+    server = HubServer(folder, repo, commit)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubServer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        with self.server.lock:
+            self.server.requests.append(f"{self.command} {path}")
+        repo = re.escape(self.server.repo)
+        if match := re.fullmatch(rf"/api/datasets/{repo}(?:/revision/(?P<revision>[^/]+))?", path):
+            self._info(match["revision"] or "main")
+        elif match := re.fullmatch(rf"/api/datasets/{repo}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", path):
+            self._tree(match["revision"], match["path"] or "")
+        elif match := re.fullmatch(rf"/datasets/{repo}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", path):
+            self._resolve(match["revision"], match["path"])
+        else:
+            self._error(404, "RepoNotFound", "Repository not found")
+
+    def _knows(self, revision: str) -> bool:
+        known = revision in ("main", self.server.commit)
+        if not known:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return known
+
+    def _info(self, revision: str) -> None:
+        if self._knows(revision):
+            self._json({"_id": "0", "id": self.server.repo, "sha": self.server.commit, "siblings": [], "tags": []})
+
+    def _tree(self, revision: str, path: str) -> None:
+        if not self._knows(revision):
+            return
+        folder = self.server.folder / path
+        if not folder.is_dir():
+            self._error(404, "EntryNotFound", f"{path} does not exist")
+            return
+        recursive = "recursive=true" in self.path.lower()
+        found = sorted(folder.rglob("*") if recursive else folder.iterdir())
+        self._json([self._entry(entry) for entry in found])
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        name = path.relative_to(self.server.folder).as_posix()
+        if path.is_dir():
+            return {"type": "directory", "oid": "0" * 40, "size": 0, "path": name}
+        return {"type": "file", "oid": "0" * 40, "size": path.stat().st_size, "path": name}
+
+    def _resolve(self, revision: str, path: str) -> None:
+        if not self._knows(revision):
+            return
+        if not (self.server.folder / path).is_file():
+            self._error(404, "EntryNotFound", f"{path} does not exist")
+            return
+        with self.server.lock:
+            failure = self.server.failures.pop(0) if self.server.failures else None
+        if isinstance(failure, int):
+            self._error(failure, "", "told to fail")
+            return
+        content = (self.server.folder / path).read_bytes()
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-"))
+        assert span, self.headers["Range"]
+        start, end = int(span[1]), min(int(span[2] or len(content)) + 1, len(content))
+        body = content[start:end]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("ETag", '"0"')
+        self.send_header("X-Repo-Commit", self.server.commit)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if failure == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif self.command == "GET":
+            with self.server.lock:
+                self.server.served.append(Served(path, revision, start, len(body)))
+            self.wfile.write(body)
+
+    def _json(self, content: Any) -> None:
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, status: int, code: str, message: str) -> None:
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
