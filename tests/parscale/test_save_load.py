@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.parscale.models import tiny_parscale, tokens
+from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
+from tests.parscale.models import tiny_backbone, tiny_parscale, tokens
 
 STREAMS = [(1, 0), (1, 5), (2, 5), (8, 3)]
 
@@ -89,7 +90,7 @@ def test_what_official_code_reads(tmp_path, tied):
     }
     assert {name: config.get(name) for name in expected} == expected
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
     assert shapes["model.layers.1.self_attn.prefix_k"] == (4, 2, 5, 6)
     assert shapes["model.layers.1.self_attn.prefix_v"] == (4, 2, 5, 6)
     assert shapes["model.aggregate_layer.0.weight"] == (24, 96)
@@ -100,12 +101,8 @@ def test_what_official_code_reads(tmp_path, tied):
 
 
 def test_scaled_rope_is_written_where_transformers_4_reads_it(tmp_path):
-    from tests.parscale.models import tiny_backbone
-
     rope = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     backbone = tiny_backbone(rope_parameters=rope)
-    from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
-
     model = convert_to_parscale_model(backbone, create_parscale_config(2, 5))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -150,3 +147,18 @@ def test_bfloat16_round_trip(tmp_path):
     assert loaded.dtype == torch.bfloat16
     ids = tokens(2, 7)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_model_card_names_base_model_and_licence(tmp_path):
+    base = tmp_path / "base"
+    tiny_backbone().save_pretrained(base)
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    model = convert_to_parscale_model(AutoModelForCausalLM.from_pretrained(base), create_parscale_config(2, 5))
+    model.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert f"Base model: {base}, licence: mit" in card
+    assert "Training data: not recorded" in card
+
+    (tmp_path / "saved" / "README.md").write_text("a card of somebody's own")
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").read_text() == "a card of somebody's own"

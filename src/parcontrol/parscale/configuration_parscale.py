@@ -25,6 +25,7 @@ class ParScaleConfigMixin:
         parscale_attn_smooth: label smoothing ε of the aggregation weights, in [0, 1). The official class defaults to
             0.01 while the paper trains with 0.1 (arXiv 2505.10475, section 3), so it is always written out.
         parscale_base_model: name of the backbone that the model was converted from, for the model card.
+        parscale_base_license: its licence, likewise.
     """
 
     @property
@@ -68,6 +69,7 @@ def parscale_config_class(backbone_config: type[PreTrainedConfig], prefix_at_one
         parscale_n_tokens: int = 48
         parscale_attn_smooth: float = 0.01
         parscale_base_model: str | None = None
+        parscale_base_license: str | None = None
 
         def __post_init__(self, **kwargs):
             super().__post_init__(**kwargs)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from parcontrol.parscale.configuration_parscale import parscale_config_class
+from parcontrol.parscale.loading import base_model_license
 from parcontrol.parscale.modeling_parscale import (
     ParScaleForCausalLMMixin,
     parscale_model_class,
@@ -80,14 +81,16 @@ def convert_to_parscale_model(
     P, K = config.P, config.prefix_length
     context = None if context_ids is None else _check_context_ids(context_ids, P, K, model)
 
-    backbone_class = type(model)
-    config_class = parscale_config_class(type(model.config), P == 1 and K > 0)
+    backbone_class: Any = type(model)
+    name = model.config.name_or_path
+    config_class = parscale_config_class(backbone_class.config_class, P == 1 and K > 0)
     fields = {
         **_plain_fields(model.config),
         "parscale_n": P,
         "parscale_n_tokens": K,
         "parscale_attn_smooth": config.attn_smooth,
-        "parscale_base_model": model.config.name_or_path or None,
+        "parscale_base_model": name or None,
+        "parscale_base_license": base_model_license(name) if name else None,
     }
     converted = _rebuild(model, parscale_model_class(backbone_class, config_class), config_class(**fields))
     _initialise_new_parameters(converted, like=next(model.parameters()))
@@ -104,7 +107,7 @@ def drop_streams(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not isinstance(model, ParScaleForCausalLMMixin):
         raise ValueError(f"{type(model).__name__} is not a ParScale model; there are no streams to drop")
-    backbone_class = type(model).__bases__[1]
+    backbone_class: Any = type(model).__bases__[1]
     fields = {k: v for k, v in _plain_fields(model.config).items() if k not in _PARSCALE_FIELDS}
     backbone = _rebuild(model, backbone_class, backbone_class.config_class(**fields))
     backbone.config.name_or_path = model.config.parscale_base_model or ""
@@ -191,7 +194,8 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         owner = model.get_submodule(path)
     except AttributeError:
         return  # the aggregator, when streams are dropped
-    for tensors in (owner._parameters, owner._buffers):
+    places: list[dict[str, Any]] = [owner._parameters, owner._buffers]
+    for tensors in places:
         if leaf in tensors:
             tensors[leaf] = tensor
 
@@ -216,7 +220,8 @@ def _check_context_ids(context_ids: Any, P: int, K: int, model: PreTrainedModel)
     ids = torch.as_tensor(context_ids, dtype=torch.long, device=next(model.parameters()).device)
     if tuple(ids.shape) != (P, K) or K == 0:
         raise ValueError(f"context_ids has shape {list(ids.shape)}; [P, prefix_length] = [{P}, {K}] is needed")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.num_embeddings
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
             f"context_ids has values in {ids.min().item()} … {ids.max().item()}; the vocabulary is 0 … {vocabulary - 1}"

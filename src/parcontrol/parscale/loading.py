@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HTTPError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+NOT_STATED = "not stated"
 
 
 def resolve_model(name: str, mirror: str | None = None) -> str:
@@ -47,10 +47,26 @@ def load_backbone(
     source = resolve_model(name, mirror)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except OSError as error:
         looked = f"{source!r}" if source == name else f"{name!r} (at {source!r})"
         raise ValueError(f"model {looked} cannot be loaded: {' '.join(str(error).split())}") from error
     return model.to(device), tokenizer
+
+
+def base_model_license(name: str, mirror: str | None = None) -> str:
+    """The licence in the model card of a local directory, a mirrored model or the Hub's.
+
+    `not stated` where there is no card, it names none, or the Hub is out of reach: a licence is never guessed.
+    """
+    source = resolve_model(name, mirror)
+    local = Path(source, "README.md")
+    if Path(source).is_dir() and not local.exists():
+        return NOT_STATED
+    try:
+        card = ModelCard.load(local if local.exists() else source, ignore_metadata_errors=True)
+    except (OSError, HTTPError):
+        return NOT_STATED
+    return card.data.to_dict().get("license") or NOT_STATED

@@ -17,6 +17,7 @@ heads, d head size. This file travels with every saved checkpoint, so it imports
 import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -317,6 +318,13 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
             )
         self.model.active_streams = num_streams
 
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Save weights, configuration, the code that loads them and, where none is there, a model card."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        card = Path(save_directory, "README.md")
+        if not card.exists():
+            card.write_text(_model_card(self.config), encoding="utf-8")
+
     def _reorder_cache(self, past_key_values, beam_idx: torch.LongTensor):
         """Called by beam search: a beam owns one row in each stream."""
         if not isinstance(past_key_values, ParScaleCache):
@@ -324,6 +332,24 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
             beam_idx = stream_major_rows(beam_idx, self.model.active_streams, num_rows)
         past_key_values.reorder_cache(beam_idx)
         return past_key_values
+
+
+def _model_card(config) -> str:
+    """What is known of a model that was saved outside a training run, which writes a fuller card."""
+    base, licence = config.parscale_base_model or "not recorded", config.parscale_base_license or "not recorded"
+    return f"""---
+library_name: transformers
+tags: [parscale]
+---
+
+# ParScale model with P = {config.parscale_n}
+
+- Base model: {base}, licence: {licence}
+- Training data: not recorded (saved outside a training run of ParControl)
+- Prefix tokens a stream: {config.prefix_length}; smoothing of the aggregation weights: {config.parscale_attn_smooth}
+
+Load it with `AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True)`; the code lies beside the weights.
+"""
 
 
 def _add_prefix(attention: nn.Module, config) -> None:

@@ -6,30 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import HTTPError
 
 from parcontrol.config import RunConfig
-from parcontrol.parscale.loading import resolve_model
-
-NOT_STATED = "not stated"
-
-
-def base_model_license(name: str, mirror: str | None = None) -> str:
-    """Returns the licence in the model card of a local directory, a mirrored model or the Hub's.
-
-    `not stated` where there is no card, it names none, or the Hub is out of reach: a licence is
-    never guessed.
-    """
-    source = resolve_model(name, mirror)
-    local = Path(source, "README.md")
-    if Path(source).is_dir() and not local.exists():
-        return NOT_STATED
-    try:
-        card = ModelCard.load(local if local.exists() else source, ignore_metadata_errors=True)
-    except (OSError, HTTPError):
-        return NOT_STATED
-    return card.data.to_dict().get("license") or NOT_STATED
+from parcontrol.parscale.loading import NOT_STATED, base_model_license
 
 
 def model_card(config: RunConfig, meta: dict[str, Any], result: dict[str, Any]) -> str:

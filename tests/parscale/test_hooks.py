@@ -1,0 +1,52 @@
+"""The private hooks of transformers that the model stands on, each by name, so that an upgrade that moves one says so.
+
+What they do is tested by behaviour elsewhere; here a failure names the hook.
+"""
+
+import inspect
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from parcontrol.parscale import modeling_parscale
+from tests.parscale.models import tiny_parscale, tokens
+
+
+def test_attention_functions_are_found_by_name():
+    for name in modeling_parscale.ATTENTION.values():
+        assert AttentionInterface()[name] is modeling_parscale.prefix_attention
+        assert name in AttentionMaskInterface().valid_keys()
+
+
+def test_attention_implementation_is_chosen_through_one_method():
+    assert "attn_implementation" in inspect.signature(PreTrainedModel._check_and_adjust_attn_implementation).parameters
+    assert tiny_parscale(2, 5).config._attn_implementation == "parscale_sdpa"
+
+
+def test_keyword_arguments_reach_the_attention_function(monkeypatch):
+    seen = []
+    original = modeling_parscale.prefix_attention
+
+    def spy(*args, **kwargs):
+        seen.append(kwargs["num_streams"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "parscale_sdpa", spy)
+    tiny_parscale(4, 5)(tokens(1, 3))
+    assert seen == [4, 4], "one call a layer"
+
+
+def test_no_mask_is_made_without_padding():
+    """`prefix_attention` reads None as causal."""
+    arguments = {"batch_size": 2, "q_length": 5, "kv_length": 5, "q_offset": 0, "kv_offset": 0}
+    assert sdpa_mask(**arguments, attention_mask=None) is None
+    assert sdpa_mask(**arguments, attention_mask=torch.ones(2, 5, dtype=torch.bool)) is None
+
+
+def test_beam_search_asks_the_model_to_reorder():
+    assert "_reorder_cache" in inspect.getsource(GenerationMixin._beam_search)
+
+
+def test_initialisation_is_guarded_by_a_flag():
+    assert "_is_hf_initialized" in inspect.getsource(PreTrainedModel._initialize_weights)
