@@ -21,7 +21,7 @@ def test_attention_functions_are_found_by_name():
 
 def test_attention_implementation_is_chosen_through_one_method():
     assert "attn_implementation" in inspect.signature(PreTrainedModel._check_and_adjust_attn_implementation).parameters
-    assert tiny_parscale(2, 5).config._attn_implementation == "parscale_sdpa"
+    assert tiny_parscale(2, 5).config._attn_implementation == modeling_parscale.ATTENTION["sdpa"]
 
 
 def test_keyword_arguments_reach_the_attention_function(monkeypatch):
@@ -32,7 +32,7 @@ def test_keyword_arguments_reach_the_attention_function(monkeypatch):
         seen.append(kwargs["num_streams"])
         return original(*args, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "parscale_sdpa", spy)
+    monkeypatch.setitem(AttentionInterface._global_mapping, modeling_parscale.ATTENTION["sdpa"], spy)
     tiny_parscale(4, 5)(tokens(1, 3))
     assert seen == [4, 4], "one call a layer"
 

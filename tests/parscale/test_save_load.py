@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
 from tests.parscale.models import tiny_backbone, tiny_parscale, tokens
@@ -69,7 +69,9 @@ def test_loads_without_parcontrol_to_the_same_bits(tmp_path, architecture, P):
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == type(model).__name__
     # what was saved there travels on
+    ours = dict(AttentionInterface._global_mapping)
     reloaded = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+    assert ours.items() <= AttentionInterface._global_mapping.items(), "another copy's functions have other names"
     assert torch.equal(reloaded(ids).logits, expected["logits"])
 
 

@@ -15,6 +15,7 @@ from parcontrol.parscale.loading import base_model_license
 from parcontrol.parscale.modeling_parscale import (
     ParScaleForCausalLMMixin,
     parscale_model_class,
+    plain_attention,
 )
 
 _PARSCALE_FIELDS = (
@@ -173,7 +174,7 @@ def _plain_fields(config: transformers.PreTrainedConfig) -> dict[str, Any]:
     ):
         fields.pop(name, None)
     fields.pop("rope_scaling", None)
-    return {**fields, "attn_implementation": config._attn_implementation.removeprefix("parscale_")}
+    return {**fields, "attn_implementation": plain_attention(config._attn_implementation)}
 
 
 def _rebuild(source: PreTrainedModel, target_class: type, config: transformers.PreTrainedConfig) -> PreTrainedModel:

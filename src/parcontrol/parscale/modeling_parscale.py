@@ -15,6 +15,7 @@ heads, d head size. This file travels with every saved checkpoint, so it imports
 """
 
 import re
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,10 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_parscale import parscale_config_class
 
 _NAME = re.compile(r"(?P<base>[A-Z]\w*?)ParScale(?P<prefix>Prefix)?(?P<head>Model|ForCausalLM)")
-ATTENTION = {"sdpa": "parscale_sdpa", "eager": "parscale_eager"}
+# Our attention functions by the name of the plain one. The names belong to this copy of the file: a process may hold
+# several (the installed one and those that came with checkpoints), and none may take another's calls.
+_COPY = f"{zlib.crc32(__name__.encode()):08x}"
+ATTENTION = {plain: f"parscale_{plain}_{_COPY}" for plain in ("sdpa", "eager")}
 PREFIX_STD = 0.02
 # From this many queries on, K dummy queries that make the problem square and causal cost less on a CPU than a mask,
 # which makes the kernel compute what it hides (forward and backward at 256 / 1,024 queries: mask 1.0 / 1.6 ×, dummy
@@ -75,6 +79,11 @@ class ParScaleCache(DynamicCache):
 
     def _rows(self, batch_idx: torch.Tensor) -> torch.Tensor:
         return stream_major_rows(batch_idx, self.num_streams, self.layers[0].keys.shape[0])
+
+
+def plain_attention(attn_implementation: str) -> str:
+    """The name that a backbone of the same kind of attention would have in its configuration."""
+    return {ours: plain for plain, ours in ATTENTION.items()}.get(attn_implementation, attn_implementation)
 
 
 def stream_major_rows(batch_idx: torch.Tensor, num_streams: int, num_rows: int) -> torch.Tensor:
@@ -183,7 +192,7 @@ class ParScalePreTrainedMixin:
     """What the inner and the outer model share: attention by our functions, initialisation of the new parameters."""
 
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
-        plain = (attn_implementation or "sdpa").removeprefix("parscale_")
+        plain = plain_attention(attn_implementation or "sdpa")
         if plain not in ATTENTION:
             raise ValueError(
                 f"attn_implementation is {attn_implementation!r}; a ParScale model takes one of {sorted(ATTENTION)} "
