@@ -4,7 +4,7 @@
 import sys
 
 try:
-    from parcontrol.setup_check import main
+    from parcontrol.cli.setup_check import main
 except ModuleNotFoundError as error:
     sys.exit(f"failed: {error.name} is not installed; remedy: pip install -r requirements.txt")
 

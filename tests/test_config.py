@@ -226,7 +226,16 @@ def test_a_budget_below_one_step_is_refused_with_the_sum() -> None:
     message = message_of(None, {"training.tokens_per_run": 16_383})
     assert "16383" in message
     assert "16384" in message
-    assert load_config(None, {"training.tokens_per_run": 16_384}).total_steps == 1
+    smallest = {"training.tokens_per_run": 16_384, "training.warmup_tokens": 0}
+    assert load_config(None, smallest).total_steps == 1
+
+
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
+    sizes = {"training.tokens_per_run": 5 * 16_384 + 1, "training.warmup_tokens": 5 * 16_384}
+    message = message_of(None, sizes)
+    assert "training.warmup_tokens 81920" in message
+    assert "81920 tokens (5 whole steps of 16384)" in message
+    assert load_config(None, sizes | {"training.warmup_tokens": 5 * 16_384 - 1}).total_steps == 5
 
 
 def test_a_run_takes_the_whole_steps_that_the_budget_pays_for() -> None:
@@ -237,6 +246,7 @@ def test_a_run_takes_the_whole_steps_that_the_budget_pays_for() -> None:
             "training.microbatch_size": 3,
             "training.gradient_accumulation_steps": 2,
             "training.tokens_per_run": 199,
+            "training.warmup_tokens": 0,
         },
     )
     assert (config.tokens_per_step, config.total_steps) == (60, 3)
@@ -292,7 +302,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
     overrides = {name: draw(values_of(FIELDS[name].type)) for name in chosen}
     for name in set(chosen) & {"data.seed", "training.seed"}:
         overrides[name] %= 2**32
-    overrides["training.tokens_per_run"] = 10**48
+    overrides["training.tokens_per_run"] = 10**48  # pays for a step of any size, and any warmup
     return load_config(None, overrides)
 
 

@@ -170,6 +170,16 @@ class RunConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _warmup_ends_within_the_run(self) -> RunConfig:
+        tokens = self.total_steps * self.tokens_per_step
+        if self.training.warmup_tokens >= tokens:
+            raise ValueError(
+                f"training.warmup_tokens {self.training.warmup_tokens} is not shorter than the run, which has "
+                f"{tokens} tokens ({self.total_steps} whole steps of {self.tokens_per_step}): set both"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prefix_where_streams_need_one(self) -> RunConfig:
         # Without prefixes all streams compute the same; with one stream there is no aggregator
         # either, so that nothing is left to train unless the backbone itself trains.

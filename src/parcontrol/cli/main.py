@@ -34,7 +34,7 @@ COMMANDS = {
     "cost": Command("parcontrol.cli.cost", "memory and latency of inference, by formula"),
     "fit": Command("parcontrol.cli.fit", "fit the parallel scaling law"),
     "setup-check": Command("parcontrol.cli.setup_check", "check that this machine can train"),
-    "demo": Command("parcontrol.cli.demo", "train, evaluate and reload a small model"),
+    "demo": Command("parcontrol.demo.run", "train, evaluate and reload a small model"),
 }
 
 
