@@ -29,7 +29,7 @@ def recorded(tmp_path: Path, tiny_corpus_dir: Path, tiny_model_dir: Path) -> Run
         {
             "model": {"name": str(tiny_model_dir)},
             "data": {"repo": str(corpus_dir), "num_shards": 3, "sequence_length": 64},
-            "training": {"tokens_per_run": 64 * 16 * 3},
+            "training": {"tokens_per_run": 64 * 16 * 3, "warmup_tokens": 0},
             "output_dir": str(tmp_path / "run"),
         }
     )
@@ -136,3 +136,21 @@ def test_a_model_that_is_gone_is_named(recorded: RunDirectory) -> None:
     (recorded.path / "config.yaml").write_text(config.replace(name, "someone/gone"))
     with pytest.raises(ValueError, match="the tokenizer of 'someone/gone' cannot be loaded"):
         verify_run(recorded)
+
+
+def test_the_tokenizer_is_loaded_at_the_commit_that_the_run_started_from(
+    recorded: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    asked, load = [], AutoTokenizer.from_pretrained
+
+    def note(source: Path, revision: str | None) -> Any:
+        asked.append(revision)
+        return load(source)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
+    verify_run(recorded)
+    change_meta(recorded, lambda meta: meta.update(model_revision="0123abc"))
+    verify_run(recorded)
+    assert asked == [None, "0123abc"]

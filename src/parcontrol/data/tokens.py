@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class Encoder:
     @property
     def sha256(self) -> str:
         """Hash of everything that decides how a document is encoded, EOS included."""
-        content = json.loads(self._tokenizer.to_str())
+        content = orjson.loads(self._tokenizer.to_str())
         # Saving and loading turns None into "" here; both mean that there is none.
         model = {key: value for key, value in content["model"].items() if value not in (None, "")}
         decides = {key: content[key] for key in ("added_tokens", "normalizer", "pre_tokenizer")}
         decides |= {"model": model, "eos_token_id": self.eos_token_id}
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Returns the tokens of each text and EOS; a text without tokens gives no EOS either."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parcontrol.config import ModelConfig
-from parcontrol.data.source import local_copy, one_line, open_corpus
+from parcontrol.config import RunConfig
+from parcontrol.data.source import LOCAL_REVISION, local_copy, one_line, open_corpus
 from parcontrol.data.stream import TrainStream
 from parcontrol.data.tokens import tokenizer_sha256
 from parcontrol.runs import RunDirectory
@@ -46,7 +46,7 @@ def verify_run(run: RunDirectory) -> VerifiedData:
     for key in ("dataset_revision", "tokenizer_sha256"):
         if key not in meta:
             raise ValueError(f"{run.path}: meta.json has no {key!r}")
-    tokenizer = _load_tokenizer(config.model, config.data.mirror)
+    tokenizer = _load_tokenizer(config, meta)
     _compare(run, "meta.json: tokenizer_sha256", meta["tokenizer_sha256"], tokenizer_sha256(tokenizer))
     corpus = open_corpus(config.data.model_copy(update={"revision": meta["dataset_revision"]}))
     _compare(run, "meta.json: dataset_revision", meta["dataset_revision"], corpus.revision)
@@ -86,11 +86,14 @@ def _compare(run: RunDirectory, what: str, recorded: Any, found: Any) -> None:
         raise ValueError(f"{run.path}: {what}: the run recorded {recorded!r}, the replay finds {found!r}")
 
 
-def _load_tokenizer(model: ModelConfig, mirror: str | None) -> PreTrainedTokenizerBase:
+def _load_tokenizer(config: RunConfig, meta: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    source = local_copy("models", model.name, mirror) or model.name
+    # The recorded commit is that of what the run started from, which is the named model if nothing else is.
+    recorded = LOCAL_REVISION if config.training.init_from else meta.get("model_revision", LOCAL_REVISION)
+    revision = config.model.revision if recorded == LOCAL_REVISION else recorded
+    source = local_copy("models", config.model.name, config.data.mirror) or config.model.name
     try:
-        return AutoTokenizer.from_pretrained(source, revision=model.revision)
+        return AutoTokenizer.from_pretrained(source, revision=revision)
     except OSError as error:
         raise ValueError(f"the tokenizer of {str(source)!r} cannot be loaded: {one_line(error)}") from error
