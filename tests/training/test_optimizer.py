@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from parcontrol.config import RunConfig, load_config
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
-from parcontrol.training.optimizer import build_optimizer, check_schedule, learning_rate, select_trainable
+from parcontrol.training.optimizer import build_optimizer, learning_rate, select_trainable
 
 
 def schedule(**overrides: object) -> RunConfig:
@@ -64,12 +64,6 @@ def test_the_curve_depends_on_tokens_and_not_on_the_batch() -> None:
 
 def test_no_warmup_starts_at_the_peak() -> None:
     assert learning_rate(0, schedule(training__warmup_tokens=0)) == pytest.approx(0.5)
-
-
-def test_a_warmup_as_long_as_the_run_is_refused() -> None:
-    check_schedule(schedule(training__warmup_tokens=1049))
-    with pytest.raises(ValueError, match=r"warmup_tokens: 1050 .* 1050 tokens"):
-        check_schedule(schedule(training__warmup_tokens=1050))
 
 
 def test_peft_trains_prefixes_and_aggregator_in_float32_over_a_frozen_bf16_backbone() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from transformers import masking_utils
 
 from parcontrol.config import TrainingConfig
 
@@ -79,6 +80,23 @@ def has_native_bf16(device: torch.device) -> bool:
         return torch.backends.mps.is_macos_or_newer(14, 0)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@contextmanager
+def without_packing_check() -> Iterator[None]:
+    """Lets forward passes over whole blocks run without waiting for the device.
+
+    In every forward pass without a mask, transformers asks the device whether positions start anew
+    inside a row, as they do where sequences are packed with positions of their own, and waits for
+    the answer (`masking_utils.find_packed_sequence_indices`). Ours never do, so the answer, None,
+    is given at once.
+    """
+    asked = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asked
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

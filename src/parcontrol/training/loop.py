@@ -20,13 +20,12 @@ from transformers import PreTrainedModel
 from parcontrol.config import RunConfig
 from parcontrol.data.stream import TrainStream
 from parcontrol.data.validation import ValidationSet
-from parcontrol.training.device import Precision, restore_rng, rng_state
+from parcontrol.training.device import Precision, restore_rng, rng_state, without_packing_check
 from parcontrol.training.errors import Interrupted, NonFiniteError
 from parcontrol.training.evaluate import Validation, evaluate
 from parcontrol.training.loss import chunked_cross_entropy, output_head
 from parcontrol.training.optimizer import (
     build_optimizer,
-    check_schedule,
     learning_rate,
     select_trainable,
 )
@@ -165,9 +164,8 @@ class TrainingLoop:
             check_interrupt: Asked where the run can stop; raises `Interrupted`.
 
         Raises:
-            ValueError: The schedule or the model's output head is not supported.
+            ValueError: The model's output head is not supported.
         """
-        check_schedule(config)
         self.config, self.model, self.stream, self.precision = config, model, stream, precision
         self.head = output_head(model)
         self.trainable: list[tuple[str, nn.Parameter]] = select_trainable(model, config.training.mode)
@@ -283,7 +281,7 @@ class TrainingLoop:
 
     def _backward(self, ids_BT: Tensor, predicted: int) -> Tensor:
         """Adds a microbatch's share of the mean loss's gradient; returns its share of the loss."""
-        with self.precision.autocast():
+        with self.precision.autocast(), without_packing_check():
             output = self.model.model(input_ids=ids_BT, use_cache=False)
             hidden_ND = output.last_hidden_state[:, :-1].flatten(0, 1)
             total = chunked_cross_entropy(hidden_ND, self.head, ids_BT[:, 1:].flatten())

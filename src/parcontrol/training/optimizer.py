@@ -80,17 +80,3 @@ def learning_rate(tokens: int, config: RunConfig) -> float:
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     low = training.min_learning_rate_ratio
     return training.learning_rate * (low + (1 - low) * cosine)
-
-
-def check_schedule(config: RunConfig) -> None:
-    """Refuses a warmup that does not end within the run.
-
-    Raises:
-        ValueError: Naming both lengths.
-    """
-    total = config.total_steps * config.tokens_per_step
-    if config.training.warmup_tokens >= total:
-        raise ValueError(
-            f"training.warmup_tokens: {config.training.warmup_tokens} is not allowed: the run has "
-            f"{total} tokens (whole steps of {config.tokens_per_step}), and warmup must be shorter"
-        )
