@@ -112,6 +112,15 @@ def test_a_folder_name_with_pattern_characters_is_taken_as_it_is(tmp_path: Path)
     assert chosen(tmp_path / "c [1]* ?", num_shards=1) == ["train/00.jsonl.zst"]
 
 
+def test_folders_and_files_may_be_links(pile: Path, tmp_path: Path) -> None:
+    for name in ("train", "val.jsonl.zst"):
+        (tmp_path / name).symlink_to(pile / name)
+    corpus = open_corpus(DataConfig(repo=str(tmp_path)))
+    assert [shard.name for shard in corpus.train_shards] == chosen(pile)
+    assert all(shard.size == (pile / shard.name).stat().st_size for shard in corpus.train_shards)
+    assert corpus.validation_shards[0].size == (pile / "val.jsonl.zst").stat().st_size
+
+
 def test_a_folder_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_corpus(tmp_path / "corpus", [["a"]])

@@ -30,6 +30,7 @@ from parcontrol.data.seeding import seeded_int
 MIRROR_VARIABLE = "PARCONTROL_MIRROR"
 LOCAL_REVISION = "local"
 SUFFIX = ".jsonl.zst"
+VALIDATION_SPLITS = ("val", "validation")
 # A run reads a few MB of each shard, so larger requests would mostly fetch what nobody reads;
 # a MiB holds about 3.5 MB of text, which is long enough to hide the request behind.
 BLOCK_SIZE = 1 << 20
@@ -152,8 +153,15 @@ def _open_hub(config: DataConfig) -> tuple[AbstractFileSystem, str, str]:
 
 def _list_shards(filesystem: AbstractFileSystem, root: str) -> dict[str, int]:
     """Returns the size in bytes of every shard by its name, all splits."""
-    files = filesystem.find(root, maxdepth=2, detail=True)
-    return {path[len(root) + 1 :]: info["size"] for path, info in files.items() if path.endswith(SUFFIX)}
+    sizes: dict[str, int] = {}
+    for folder in (root, *(f"{root}/{split}" for split in ("train", *VALIDATION_SPLITS))):
+        try:
+            entries = filesystem.ls(folder, detail=True)
+        except FileNotFoundError:
+            continue  # whether anything needed is missing is seen from what was found
+        names = {entry["name"].removeprefix(f"{root}/"): entry["size"] for entry in entries}
+        sizes |= {name: size for name, size in names.items() if name.endswith(SUFFIX)}
+    return sizes
 
 
 def _choose_train_shards(config: DataConfig, sizes: Mapping[str, int]) -> list[str]:
@@ -190,7 +198,7 @@ def _with_gaps_filled(names: Iterable[str]) -> set[str]:
 
 
 def _find_validation_split(repo: str, sizes: Iterable[str]) -> list[str]:
-    split = re.compile(rf"(val|validation)(/[^/]+)?{re.escape(SUFFIX)}")
+    split = re.compile(rf"({'|'.join(VALIDATION_SPLITS)})(/[^/]+)?{re.escape(SUFFIX)}")
     names = sorted(name for name in sizes if split.fullmatch(name))
     if not names:
         raise ValueError(f"{repo} has no validation split (val{SUFFIX})")
