@@ -1,4 +1,4 @@
-"""`parcontrol cost`: memory and latency of inference, and `parcontrol cost compare`."""
+"""`parcontrol cost`: memory and latency of inference; `cost compare` and `cost measure`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SWEEP_BATCH_SIZES = (1, 2, 4, 8)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `parcontrol cost`; the exit code is 2 for bad input, with one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    subcommands: dict[str, Callable[[list[str]], int]] = {"compare": _compare}
+    subcommands: dict[str, Callable[[list[str]], int]] = {"compare": _compare, "measure": _measure}
     try:
         if arguments and arguments[0] in subcommands:
             return subcommands[arguments[0]](arguments[1:])
@@ -34,7 +34,8 @@ def _cost_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="parcontrol cost",
         description="Memory and latency of generating with a ParScale model, by formula.",
-        epilog="Further: `parcontrol cost compare` rederives the paper's efficiency claim.",
+        epilog="Further: `parcontrol cost compare` rederives the paper's efficiency claim, "
+        "`parcontrol cost measure MODEL_DIR` times a real model on this device.",
     )
     parser.add_argument(
         "--model",
@@ -185,6 +186,56 @@ def _compare(argv: list[str]) -> int:
         from parcontrol.analysis.figures import save_figure
 
         save_figure(plot_comparison(comparison.ratios), args.plot)
+    return 0
+
+
+def _measure(argv: list[str]) -> int:
+    parser = OneLineParser(
+        prog="parcontrol cost measure",
+        description="Time prefill and decoding of a real model on this device for P x batch size, beside a roofline "
+        "and the cost model at the device's measured bandwidth and matrix rate.",
+    )
+    parser.add_argument("model", metavar="MODEL_DIR", help="a ParScale checkpoint, or a backbone to be given streams")
+    parser.add_argument("--P", type=int, nargs="+", help="default 1 2 4 8; of a checkpoint, those of its own streams")
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8")
+    parser.add_argument("--input_length", type=int, default=64, help="default %(default)s")
+    parser.add_argument("--output_length", type=int, default=16, help="decode steps; default %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts; default %(default)s")
+    parser.add_argument("--device", help="cuda, mps or cpu; default the first there is")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto is bf16 where the device computes it"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="also plot (.png, .svg or .pdf)")
+    _add_format(parser)
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        raise ValueError(f"--repeats is {args.repeats}; it must be at least 1")
+    if args.plot:
+        from parcontrol.analysis.figures import check_figure_path
+
+        check_figure_path(args.plot)
+    from parcontrol.measure.report import measure
+
+    measurement = measure(
+        args.model,
+        P_values=args.P,
+        batch_sizes=args.batch_size,
+        input_length=args.input_length,
+        output_length=args.output_length,
+        repeats=args.repeats,
+        device_name=args.device,
+        dtype_name=args.dtype,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if args.format == "json":
+        _print_json(measurement.as_dict())
+    else:
+        print(measurement)
+    if args.plot:
+        from parcontrol.analysis.figures import save_figure
+        from parcontrol.measure.plots import plot_measurement
+
+        save_figure(plot_measurement(measurement), args.plot)
     return 0
 
 
