@@ -1,0 +1,511 @@
+"""What sweeps show, in numbers: losses per P, differences with intervals, the law, the price.
+
+Everything that a report says is computed here once; the report only words it. Losses are nats per
+predicted token. A number that cannot be had is None, with the reason beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from parcontrol.analysis import published
+from parcontrol.analysis.accelerators import ACCELERATORS, DEFAULT_ACCELERATOR
+from parcontrol.analysis.cost import (
+    Cost,
+    ModelShape,
+    Rates,
+    aggregation_seconds,
+    logits_seconds,
+    predict,
+    stack_seconds,
+)
+from parcontrol.analysis.law import StreamFit, fit_streams
+from parcontrol.analysis.law_report import LawReport
+from parcontrol.analysis.law_report import report as fit_law
+from parcontrol.analysis.loss_table import LossTable
+from parcontrol.analysis.model_config import model_sizes, shape_and_workload
+from parcontrol.analysis.results import Results, Run, Sweep
+from parcontrol.analysis.statistics import (
+    Array,
+    Interval,
+    covers_zero,
+    percentile_interval,
+    resampled_losses,
+    standard_deviation,
+    t_interval,
+)
+from parcontrol.analysis.validity import (
+    Check,
+    check_sweep,
+    mean_loss,
+    same_documents,
+    why_incomparable,
+)
+
+# The corpora whose published E and alpha L(P) borrows, the one that the project trains on first.
+CORPORA = ("Pile", "Stack-V2-Python")
+_LAW_RESAMPLES = 1000
+# Nats by which a loss is moved to see how the fit follows.
+_NUDGE = 1e-4
+_BAND_POINTS = 33
+# Compute without traffic: with these rates the cost formulas count flops.
+_FLOPS = Rates(flops_per_s=1.0, bytes_per_s=math.inf)
+
+
+class DocumentSamples:
+    """Losses of finished runs on resampled documents; runs on the same documents share the draws."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._samples: dict[Run, tuple[Array, Array] | None] = {}
+        for run in runs:
+            if run not in self._samples:
+                self._resample([other for other in runs if same_documents(run, other)])
+
+    def of(self, run: Run) -> Array | None:
+        """Losses of the trained model [R], or None where there are too few documents."""
+        pair = self._samples[run]
+        return None if pair is None else pair[0]
+
+    def of_backbone(self, run: Run) -> Array | None:
+        """Losses of the backbone alone [R] in the same draws."""
+        pair = self._samples[run]
+        return None if pair is None else pair[1]
+
+    def _resample(self, runs: list[Run]) -> None:
+        documents = [run.documents for run in runs if run.documents is not None]
+        if len(documents[0].tokens) < 2:
+            self._samples |= dict.fromkeys(runs)
+            return
+        rows = [row for each in documents for row in (each.loss_sum, each.backbone_loss_sum)]
+        columns = resampled_losses(np.stack(rows), documents[0].tokens)
+        self._samples |= {run: (columns[:, 2 * i], columns[:, 2 * i + 1]) for i, run in enumerate(runs)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of losses, what is compared minus the reference, over the seeds of both.
+
+    Attributes:
+        value: Nats per token, negative where the loss is lower; None where it is refused.
+        documents: Paired bootstrap interval over validation documents.
+        seeds: t interval over seeds; None with fewer than two.
+        refused: Why this is no difference that P (or the sweep) alone makes.
+    """
+
+    compared: str
+    reference: str
+    value: float | None
+    documents: Interval | None
+    seeds: Interval | None
+    seed_count: int
+    refused: str | None
+
+    @property
+    def verdict(self) -> str:
+        """Lower, higher, or nothing that these data show."""
+        if self.refused is not None:
+            return f"not compared: {self.refused}"
+        assert self.value is not None
+        if self.documents is None:
+            return "no difference shown: too few documents for an interval"
+        intervals = [interval for interval in (self.documents, self.seeds) if interval is not None]
+        if any(map(covers_zero, intervals)):
+            return "no difference shown"
+        return "lower" if self.value < 0 else "higher"
+
+    @property
+    def shown(self) -> bool:
+        """Whether the data tell the two apart."""
+        return self.verdict in ("lower", "higher")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON."""
+        return {
+            "compared": self.compared,
+            "reference": self.reference,
+            "difference": self.value,
+            "interval_documents": self.documents,
+            "interval_seeds": self.seeds,
+            "seeds": self.seed_count,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class StreamSummary:
+    """All finished runs of a sweep at one P.
+
+    `seed_spread` and `seed_interval` are the standard deviation and the t interval of the mean over
+    seeds. `gain` is the difference from the frozen backbone.
+    """
+
+    P: int
+    runs: tuple[Run, ...]
+    loss: float
+    seed_spread: float | None
+    seed_interval: Interval | None
+    gain: Difference
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per token."""
+        return math.exp(self.loss)
+
+
+@dataclass(frozen=True)
+class StreamLaw:
+    """L(P) fitted to one sweep, with E and alpha borrowed from the published fit on `corpus`.
+
+    `k_documents` is k's interval over documents; `band` maps values of P to the interval of
+    L(P) - L(1) over documents. Both are propagated from the resampled losses to first order: the
+    fit is smooth in its losses, and documents move them by parts in a thousand.
+    """
+
+    corpus: str
+    fit: StreamFit
+    k_documents: Interval | None
+    band: dict[float, Interval] | None
+
+    def worth(self, P: int) -> float:
+        """Factor on the parameters that P streams are worth."""
+        return self.fit.parameter_factor(P)
+
+    def worth_documents(self, P: int) -> Interval | None:
+        """Its interval over documents."""
+        if self.k_documents is None:
+            return None
+        low, high = (1 + k * math.log(P) for k in self.k_documents)
+        return low, high
+
+    def paper(self, P: int) -> float:
+        """The published factor on the same corpus."""
+        return 1 + published.LAWS[self.corpus].k * math.log(P)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON."""
+        intervals = self.fit.intervals
+        return {
+            "borrowed_from": self.corpus,
+            "E": self.fit.E,
+            "alpha": self.fit.alpha,
+            "single_stream_loss": self.fit.single_stream_loss,
+            "k": self.fit.k,
+            "k_interval_documents": self.k_documents,
+            "k_interval_residuals": None if intervals is None else intervals["k"],
+            "k_published": published.LAWS[self.corpus].k,
+        }
+
+
+@dataclass(frozen=True)
+class Price:
+    """What training at one P took, beside what the cost model predicts; means over the runs.
+
+    Attributes:
+        tokens_per_second: Tokens trained on per second spent in steps.
+        peak_memory_bytes: The most that a run took, device memory or (on a CPU) main memory.
+        flops_per_token: Predicted, of one forward pass over a training sequence.
+        inference: Predicted memory and latency of generating 64 tokens after 64, batch 1, bf16.
+        unpredicted: Why there is no prediction.
+    """
+
+    P: int
+    runs: tuple[Run, ...]
+    tokens_per_second: float
+    training_seconds: float
+    data_wait_fraction: float
+    peak_memory_bytes: float
+    flops_per_token: float | None
+    inference: Cost | None
+    unpredicted: str | None
+
+
+@dataclass(frozen=True)
+class SweepFindings:
+    """What one sweep shows."""
+
+    sweep: Sweep
+    checks: list[Check]
+    streams: list[StreamSummary]
+    differences: list[Difference]
+    steps: list[Difference]
+    laws: list[StreamLaw]
+    unfitted: str | None
+    prices: list[Price]
+    parameters: int | None
+
+    @property
+    def reference(self) -> StreamSummary | None:
+        """The smallest P, which the others are compared with."""
+        return self.streams[0] if self.streams else None
+
+    @property
+    def law(self) -> StreamLaw | None:
+        """The fit that the report speaks of first."""
+        return self.laws[0] if self.laws else None
+
+    @property
+    def faults(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.stands]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What all sweeps show; `between` compares later sweeps with the first one at equal P."""
+
+    sweeps: list[SweepFindings]
+    between: list[Difference]
+    joint: LawReport | None
+    joint_refused: str | None
+
+
+def analyse(results: Results) -> Findings:
+    """Computes everything that a report on `results` says."""
+    samples = DocumentSamples([run for sweep in results.sweeps for run in sweep.finished])
+    joint, refused = _joint_law(results)
+    return Findings(
+        [_analyse_sweep(sweep, samples) for sweep in results.sweeps],
+        _between_sweeps(results, samples),
+        joint,
+        refused,
+    )
+
+
+def non_embedding_parameters(run: Run) -> int | None:
+    """Parameters without embeddings, with prefixes and aggregator: the N of the published law.
+
+    None where the final checkpoint does not say how large its embeddings are.
+    """
+    config = run.model_config
+    if config is None or not {"tie_word_embeddings", "vocab_size", "hidden_size"} <= config.keys():
+        return None
+    tables = 1 if config["tie_word_embeddings"] else 2
+    return run.outcome.parameters_total - tables * config["vocab_size"] * config["hidden_size"]
+
+
+def _analyse_sweep(sweep: Sweep, samples: DocumentSamples) -> SweepFindings:
+    first, later = sweep.streams[:1], sweep.streams[1:]
+    differences = [_stream_difference(sweep, P, first[0], samples) for P in later]
+    refused = next((difference.refused for difference in differences if difference.refused), None)
+    laws, unfitted = ([], refused) if refused else _stream_laws(sweep, samples)
+    return SweepFindings(
+        sweep,
+        check_sweep(sweep),
+        [_summary(sweep, P, samples) for P in sweep.streams],
+        differences,
+        [_stream_difference(sweep, b, a, samples) for a, b in pairwise(later)],
+        laws,
+        unfitted,
+        [_price(P, sweep.at(P)) for P in sweep.streams],
+        non_embedding_parameters(sweep.finished[0]) if sweep.finished else None,
+    )
+
+
+def _summary(sweep: Sweep, P: int, samples: DocumentSamples) -> StreamSummary:
+    runs = sweep.at(P)
+    seeds = [mean_loss(at_seed) for at_seed in _by_seed(runs).values()]
+    gains = [
+        (
+            mean_loss(at_seed) - fmean(run.outcome.backbone_validation_loss for run in at_seed),
+            _minus(_mean(map(samples.of, at_seed)), _mean(map(samples.of_backbone, at_seed))),
+        )
+        for at_seed in _by_seed(runs).values()
+    ]
+    several = len(seeds) > 1
+    return StreamSummary(
+        P,
+        runs,
+        fmean(seeds),
+        standard_deviation(seeds) if several else None,
+        t_interval(seeds) if several else None,
+        _difference(f"P = {P}", "frozen backbone", gains),
+    )
+
+
+def _stream_difference(sweep: Sweep, P: int, reference: int, samples: DocumentSamples) -> Difference:
+    names = (f"P = {P}", f"P = {reference}")
+    return _paired_difference(*names, sweep.at(P), sweep.at(reference), samples, why_incomparable)
+
+
+def _between_sweeps(results: Results, samples: DocumentSamples) -> list[Difference]:
+    def why(a: Run, b: Run) -> str | None:
+        return None if same_documents(a, b) else "other validation documents"
+
+    first, *others = results.sweeps
+    return [
+        _paired_difference(f"{other.name}, P = {P}", f"{first.name}, P = {P}", other.at(P), first.at(P), samples, why)
+        for other in others
+        for P in other.streams
+        if P in first.streams
+    ]
+
+
+def _paired_difference(
+    compared: str,
+    reference: str,
+    runs: Sequence[Run],
+    references: Sequence[Run],
+    samples: DocumentSamples,
+    why_not: Callable[[Run, Run], str | None],
+) -> Difference:
+    """Compares runs with references seed by seed."""
+    seeds, reference_seeds = _by_seed(runs), _by_seed(references)
+    pairs = [(seeds[seed], reference_seeds[seed]) for seed in seeds if seed in reference_seeds]
+    reasons = [why_not(a, b) for some, others in pairs for a in some for b in others]
+    refused = next(filter(None, reasons), None) if pairs else "no seed in common"
+    if refused is not None:
+        return Difference(compared, reference, None, None, None, len(pairs), refused)
+    values = [
+        (mean_loss(a) - mean_loss(b), _minus(_mean(map(samples.of, a)), _mean(map(samples.of, b)))) for a, b in pairs
+    ]
+    return _difference(compared, reference, values)
+
+
+def _difference(compared: str, reference: str, by_seed: Sequence[tuple[float, Array | None]]) -> Difference:
+    """Puts together one difference, and its resamples over documents, per seed."""
+    values = [value for value, _ in by_seed]
+    resampled = _mean(draws for _, draws in by_seed)
+    return Difference(
+        compared,
+        reference,
+        fmean(values),
+        None if resampled is None else percentile_interval(resampled),
+        t_interval(values) if len(values) > 1 else None,
+        len(values),
+        None,
+    )
+
+
+def _stream_laws(sweep: Sweep, samples: DocumentSamples) -> tuple[list[StreamLaw], str | None]:
+    """Fits L(P) with the E and alpha of each published corpus that allows it."""
+    runs = sweep.finished
+    if len(sweep.streams) < 2:
+        return [], "a fit of L(P) needs at least two values of P"
+    table = LossTable(
+        sweep.name,
+        np.ones(len(runs)),  # one size, whatever it is
+        np.array([run.P for run in runs], float),
+        np.array([run.outcome.final_validation_loss for run in runs]),
+    )
+    laws, refusals = [], []
+    for corpus in CORPORA:
+        try:
+            laws.append(_stream_law(corpus, table, [samples.of(run) for run in runs]))
+        except ValueError as error:
+            refusals.append(f"with E and alpha of {corpus}: {error}")
+    return laws, "; ".join(refusals) or None
+
+
+def _stream_law(corpus: str, table: LossTable, draws: Sequence[Array | None]) -> StreamLaw:
+    law = published.LAWS[corpus]
+    fitted = fit_streams(table, law.E, law.alpha, _LAW_RESAMPLES)
+    columns = [column for column in draws if column is not None]
+    if len(columns) < len(draws):
+        return StreamLaw(corpus, fitted, None, None)
+    # First order: k and L(1) follow the losses along their derivatives, by central differences.
+    moved = np.stack(columns, axis=1) - table.loss
+    up, down = ([_refit(table, law, row, side * _NUDGE) for row in range(len(table))] for side in (1, -1))
+    slopes = (np.array(up) - np.array(down)) / (2 * _NUDGE)
+    single, k = (np.array([fitted.single_stream_loss, fitted.k]) + moved @ slopes).T
+    grid = np.geomspace(1, table.P.max(), _BAND_POINTS)
+    worth = 1 + np.outer(k, np.log(grid))
+    band = None
+    if (worth > 0).all():
+        change = (single - law.E)[:, None] * (worth**-law.alpha - 1)
+        band = {float(P): percentile_interval(change[:, i]) for i, P in enumerate(grid)}
+    return StreamLaw(corpus, fitted, percentile_interval(k), band)
+
+
+def _refit(table: LossTable, law: published.PublishedLaw, row: int, nudge: float) -> tuple[float, float]:
+    loss = table.loss.copy()
+    loss[row] += nudge
+    fitted = fit_streams(replace(table, loss=loss), law.E, law.alpha, resamples=1)
+    return fitted.single_stream_loss, fitted.k
+
+
+def _joint_law(results: Results) -> tuple[LawReport | None, str | None]:
+    """Fits L(N, P) over the backbones of all sweeps, or says why not."""
+    runs = [run for sweep in results.sweeps for run in sweep.finished]
+    if len(results.sweeps) < 2:
+        return None, None
+    if any(not same_documents(runs[0], run) for run in runs):
+        return None, "the sweeps were validated on other documents, or with another tokenizer"
+    if len({run.outcome.tokens for run in runs}) > 1:
+        return None, "the runs trained on other numbers of tokens"
+    sizes = [non_embedding_parameters(run) for run in runs]
+    if None in sizes:
+        return None, f"{runs[sizes.index(None)].name} has no final checkpoint that says its size"
+    table = LossTable(
+        "all sweeps",
+        np.array(sizes, float),
+        np.array([run.P for run in runs], float),
+        np.array([run.outcome.final_validation_loss for run in runs]),
+    )
+    try:
+        return fit_law(table, _LAW_RESAMPLES), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def _price(P: int, runs: tuple[Run, ...]) -> Price:
+    flops, inference, reason = _predictions(runs)
+    return Price(
+        P,
+        runs,
+        tokens_per_second=fmean(run.outcome.tokens_per_second for run in runs),
+        training_seconds=fmean(run.outcome.training_seconds for run in runs),
+        data_wait_fraction=fmean(run.outcome.data_wait_fraction for run in runs),
+        peak_memory_bytes=fmean(run.outcome.peak_memory_bytes for run in runs),
+        flops_per_token=flops,
+        inference=inference,
+        unpredicted=reason,
+    )
+
+
+def _predictions(runs: tuple[Run, ...]) -> tuple[float | None, Cost | None, str | None]:
+    sized = next((run for run in runs if run.model_config is not None), None)
+    if sized is None or sized.model_config is None:
+        return None, None, "there is no final checkpoint that says the model's sizes"
+    try:
+        shape, workload = shape_and_workload(model_sizes(sized.model_config, sized.name))
+        inference = predict(shape, workload, Rates.of(ACCELERATORS[DEFAULT_ACCELERATOR]))
+    except ValueError as error:
+        return None, None, str(error)
+    return forward_flops(shape, sized.P, sized.config.data.sequence_length), inference, None
+
+
+def forward_flops(shape: ModelShape, P: int, tokens: int) -> float:
+    """Predicted flops per token of a forward pass over one training sequence.
+
+    The cost model's own formulas: P streams through all layers, one head and one aggregator. A
+    backward pass costs a multiple of it that is nearly the same at every P, so ratios between P
+    hold for training as well.
+    """
+    stack = stack_seconds(shape, _FLOPS, P, tokens)
+    head = logits_seconds(shape, _FLOPS, 1, tokens)
+    return (stack + head + aggregation_seconds(shape, _FLOPS, P, 1, tokens)) / tokens
+
+
+def _by_seed(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    seeds: dict[int, list[Run]] = {}
+    for run in runs:
+        seeds.setdefault(run.seed, []).append(run)
+    return seeds
+
+
+def _mean(draws: Iterable[Array | None]) -> Array | None:
+    """Mean over runs, resample by resample; None where one of them has no resamples."""
+    columns = list(draws)
+    known = [column for column in columns if column is not None]
+    return np.mean(known, axis=0) if len(known) == len(columns) else None
+
+
+def _minus(a: Array | None, b: Array | None) -> Array | None:
+    return None if a is None or b is None else a - b

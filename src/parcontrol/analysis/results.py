@@ -1,0 +1,375 @@
+"""The runs of one or several sweeps, as they lie on disk: read through `RunDirectory`, nothing guessed.
+
+A sweep is a directory of runs that are meant to be compared. A run that has not finished, or whose
+files cannot be read, is kept and marked: what is missing is as much a result as what is there.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from parcontrol.analysis.model_config import read_config
+from parcontrol.config import RunConfig
+from parcontrol.runs import RunDirectory
+
+Record = dict[str, Any]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+# How a sweep names its runs; such a directory is a run even before anything is in it.
+_RUN_NAME = re.compile(r"P\d+(_seed\d+)?")
+
+
+class _Contract(BaseModel):
+    """What the analysis needs of a file that training writes; it may hold more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class RunResult(_Contract):
+    """The numbers of result.json. Losses in nats per predicted token, memory in bytes, time in seconds."""
+
+    P: int
+    mode: str
+    steps: Count
+    tokens: Count
+    backbone_validation_loss: Finite
+    initial_validation_loss: Finite
+    final_validation_loss: Finite
+    validation_predicted_tokens: Count
+    validation_sha256: str
+    data_sha256: str
+    parameters_trained: Count
+    parameters_total: Count
+    seconds: Finite
+    training_seconds: Finite
+    tokens_per_second: Finite
+    data_wait_fraction: Finite
+    peak_memory_bytes: Count
+
+
+class GitState(_Contract):
+    """The checkout that a process ran from."""
+
+    commit: str
+    dirty: bool
+
+
+class Process(_Contract):
+    """One process of a run: the first, or one that resumed it."""
+
+    started: str
+    from_step: int
+    git: GitState | None
+    python: str
+    platform: str
+    versions: dict[str, str]
+    device: str
+    device_name: str
+    threads: int
+    backbone_dtype: str
+    compute_dtype: str
+
+
+class RunMeta(_Contract):
+    """Where a run comes from."""
+
+    run_id: str
+    model: str
+    dataset: str
+    dataset_revision: str
+    model_revision: str
+    tokenizer_sha256: str
+    validation_sha256: str
+    validation_tokens: Count
+    validation_documents: Count
+    processes: list[Process] = Field(min_length=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Validation by document.
+
+    Attributes:
+        tokens: Predicted tokens of each document, int64 [documents].
+        loss_sum: Their summed losses in nats after training, float64 [documents].
+        backbone_loss_sum: The same of the backbone alone.
+    """
+
+    tokens: NDArray[np.int64]
+    loss_sum: NDArray[np.float64]
+    backbone_loss_sum: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run that has a configuration.
+
+    `result`, `documents` and `model_config` (the config.json of the final checkpoint) are None as
+    long as the run is not finished; `model_config` also where that checkpoint is gone.
+    """
+
+    name: str
+    path: Path
+    config: RunConfig
+    meta: RunMeta | None
+    metrics: list[Record]
+    streams: list[Record]
+    provenance: list[Record]
+    result: RunResult | None
+    documents: Documents | None
+    model_config: Record | None
+
+    @property
+    def P(self) -> int:
+        """Number of streams."""
+        return self.config.parscale.P
+
+    @property
+    def seed(self) -> int:
+        """Seed of the initialisation; the data has its own."""
+        return self.config.training.seed
+
+    @property
+    def outcome(self) -> RunResult:
+        """The result of a run that is known to be finished."""
+        assert self.result is not None, f"{self.name} is not finished"
+        return self.result
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its result."""
+        return self.result is not None
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps on record."""
+        return max((record["step"] for record in self.metrics), default=0)
+
+    @property
+    def status(self) -> str:
+        """Finished, or how far the run has come."""
+        if self.finished:
+            return "finished"
+        return f"unfinished, {self.step} of {self.config.total_steps} steps"
+
+    def series(self, key: str, *, streams: bool = False) -> tuple[list[int], list[Any]]:
+        """Tokens and values of the metrics (or stream) records that hold `key`, oldest first."""
+        chosen = [record for record in (self.streams if streams else self.metrics) if key in record]
+        return [record["tokens"] for record in chosen], [record[key] for record in chosen]
+
+
+@dataclass(frozen=True)
+class BrokenRun:
+    """A run directory that cannot be read, and why."""
+
+    name: str
+    path: Path
+    problem: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that are meant to differ in P (and seed) alone, ordered by P, seed and name."""
+
+    name: str
+    path: Path
+    runs: tuple[Run, ...]
+    broken: tuple[BrokenRun, ...]
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that have a result."""
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def unfinished(self) -> tuple[Run, ...]:
+        """The runs that have none."""
+        return tuple(run for run in self.runs if not run.finished)
+
+    @property
+    def streams(self) -> list[int]:
+        """The values of P among the finished runs, ascending."""
+        return sorted({run.P for run in self.finished})
+
+    def at(self, P: int) -> tuple[Run, ...]:
+        """The finished runs with P streams."""
+        return tuple(run for run in self.finished if run.P == P)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All sweeps that were asked for."""
+
+    sweeps: tuple[Sweep, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs that could be read, sweep by sweep."""
+        return tuple(run for sweep in self.sweeps for run in sweep.runs)
+
+
+def load_experiment_results(*directories: str | Path) -> Results:
+    """Reads every run below the directories.
+
+    Args:
+        directories: Each a run directory, a sweep (a directory of runs named `P{P}[_seed{S}]` or
+            otherwise), or a directory of sweeps.
+
+    Raises:
+        ValueError: No directory is given, one does not exist or holds no run, or two lead to the
+            same run.
+    """
+    if not directories:
+        raise ValueError("no directory is given: name a sweep or a run directory")
+    found = [group for directory in directories for group in _find_sweeps(Path(directory))]
+    paths = [path.resolve() for _, runs in found for path in runs]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice: name each sweep once")
+    names = _unique_names([root for root, _ in found])
+    return Results(tuple(_read_sweep(name, root, runs) for name, (root, runs) in zip(names, found, strict=True)))
+
+
+def _find_sweeps(root: Path) -> list[tuple[Path, list[Path]]]:
+    """Returns each sweep at or below `root` with its run directories."""
+    if not root.is_dir():
+        raise ValueError(f"{root} is no directory: name a sweep or a run directory")
+    if _holds_run(root):
+        return [(root, [root])]
+    found = []
+    for directory in (root, *_subdirectories(root)):
+        runs = [child for child in _subdirectories(directory) if _is_run(child)]
+        # Runs keep folders of their own, which are no sweeps.
+        if runs and not (directory != root and _is_run(directory)):
+            found.append((directory, runs))
+    if not found:
+        raise ValueError(
+            f"{root} holds no run: a sweep holds run directories such as P1, P2 or P4_seed1, "
+            "and a run directory holds the configuration of its run"
+        )
+    return found
+
+
+def _subdirectories(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_run(directory: Path) -> bool:
+    return _RUN_NAME.fullmatch(directory.name) is not None or _holds_run(directory)
+
+
+def _holds_run(directory: Path) -> bool:
+    """Whether a directory holds the configuration of a run, readable or not."""
+    try:
+        RunDirectory(directory).read_config()
+    except ValueError as error:
+        return not isinstance(error.__cause__, FileNotFoundError)
+    return True
+
+
+def _unique_names(roots: list[Path]) -> list[str]:
+    """Names the sweeps by as much of the ends of their paths as tells them apart."""
+    parts = [root.resolve().parts[1:] or (root.resolve().name,) for root in roots]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read_sweep(name: str, root: Path, directories: list[Path]) -> Sweep:
+    runs, broken = [], []
+    for path in directories:
+        try:
+            runs.append(_read_run(path))
+        except ValueError as error:
+            broken.append(BrokenRun(path.name, path, _reason(path, error)))
+    runs.sort(key=lambda run: (run.P, run.seed, run.name))
+    return Sweep(name, root, tuple(runs), tuple(broken))
+
+
+def _reason(path: Path, error: ValueError) -> str:
+    if not _holds_run(path):
+        return "has not started: there is no configuration"
+    return str(error)
+
+
+def _read_run(path: Path) -> Run:
+    """Reads a run directory.
+
+    Raises:
+        ValueError: A file is missing or broken, or lacks a number that it should hold.
+    """
+    directory = RunDirectory(path)
+    config = directory.read_config()
+    records = (directory.read_metrics(), directory.read_streams(), directory.read_provenance())
+    for record in (record for kind in records for record in kind):
+        if type(record.get("tokens")) is not int:
+            raise ValueError(f"a record of step {record['step']} does not say how many tokens it stands at")
+    if not directory.finished:
+        meta = _meta(directory) if records[0] else None
+        return Run(path.name, path, config, meta, *records, result=None, documents=None, model_config=None)
+    return Run(
+        path.name,
+        path,
+        config,
+        _meta(directory),
+        *records,
+        result=_checked(RunResult, directory.read_result, "its result"),
+        documents=_read_documents(directory.validation_documents_path),
+        model_config=read_config(str(directory.final_dir)) if directory.final_dir.is_dir() else None,
+    )
+
+
+def _meta(directory: RunDirectory) -> RunMeta:
+    return _checked(RunMeta, directory.read_meta, "its meta data")
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _checked(contract: type[T], read: Callable[[], Record], what: str) -> T:
+    try:
+        return contract.model_validate(read(), strict=True)
+    except ValidationError as error:
+        faults = [_fault(details["loc"], details["type"], details["input"]) for details in error.errors()]
+        raise ValueError(f"{what} cannot be used: {'; '.join(faults)}") from error
+
+
+def _fault(place: tuple[int | str, ...], kind: str, value: Any) -> str:
+    name = ".".join(map(str, place))
+    return f"{name} is missing" if kind == "missing" else f"{name} is {value!r}"
+
+
+def _read_documents(path: Path) -> Documents:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            documents = Documents(arrays["tokens"], arrays["loss_sum"], arrays["backbone_loss_sum"])
+    except FileNotFoundError as error:
+        raise ValueError(f"its losses by document are missing: no file {path.name}") from error
+    except KeyError as error:
+        raise ValueError(f"{path.name} has no {error.args[0]}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+    _check_documents(documents, path.name)
+    return documents
+
+
+def _check_documents(documents: Documents, name: str) -> None:
+    shapes = [array.shape for array in (documents.tokens, documents.loss_sum, documents.backbone_loss_sum)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"{name} holds arrays of shapes {', '.join(map(str, shapes))}; one length is needed")
+    if documents.tokens.min(initial=0) < 0 or documents.tokens.sum() < 1:
+        raise ValueError(f"{name} counts {documents.tokens.sum()} predicted tokens; at least one is needed")
+    if not (np.isfinite(documents.loss_sum).all() and np.isfinite(documents.backbone_loss_sum).all()):
+        raise ValueError(f"{name} holds a loss that is not finite")

@@ -1,0 +1,353 @@
+"""What a comparison rests on, checked: each check passed, failed, or could not be made.
+
+The same facts decide whether two runs may be compared at all: a difference between runs that did
+not train on the same tokens in the same way is no effect of P, however small its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import Any, Literal
+
+import numpy as np
+
+from parcontrol.analysis.results import Process, Run, Sweep
+from parcontrol.config import config_differences
+from parcontrol.diagnostics.collapse import collapsed
+
+Status = Literal["passed", "failed", "unknown", "not applicable"]
+
+# What a sweep varies, and what does not change what a run computes.
+_VARIED = ("parscale.P", "training.seed")
+_WITHOUT_EFFECT = ("output_dir", "logging.", "training.device", "data.num_workers")
+
+# Two seeds give an interval, but one degree of freedom: it is nearly 4 times as wide as with three.
+ENOUGH_SEEDS = 3
+# Below this a percentile bootstrap over documents is too narrow to be taken at its word.
+ENOUGH_DOCUMENTS = 30
+# Nats by which the same backbone may differ from one device or batch shape to another.
+_SAME_BACKBONE = 1e-3
+# Nats by which the sums by document may miss the loss that was written beside them: rounding only.
+_SAME_LOSS = 1e-9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the validity section. `key` names it in JSON."""
+
+    key: str
+    title: str
+    status: Status
+    detail: str
+
+    @property
+    def stands(self) -> bool:
+        """Whether nothing is to be said against the results from this side."""
+        return self.status in ("passed", "not applicable")
+
+
+def check_sweep(sweep: Sweep) -> list[Check]:
+    """Makes every check, in the order of the report."""
+    checks = (
+        _all_finished,
+        _complete,
+        _equal_tokens,
+        _equal_data,
+        _equal_validation,
+        _equal_configuration,
+        _equal_backbone,
+        _equal_code,
+        _equal_machine,
+        _sums_agree,
+        _enough_documents,
+        _enough_seeds,
+        _monotone,
+        _not_collapsed,
+    )
+    return [check(sweep) for check in checks]
+
+
+def run_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
+    """The keys beside P and seed in which two runs differ, and that may change what they compute."""
+    return {
+        key: values
+        for key, values in config_differences(a.config, b.config).items()
+        if key not in _VARIED and not key.startswith(_WITHOUT_EFFECT)
+    }
+
+
+def same_documents(a: Run, b: Run) -> bool:
+    """Whether two finished runs were validated on the same documents, token for token."""
+    if a.documents is None or b.documents is None:
+        return False
+    same_text = a.outcome.validation_sha256 == b.outcome.validation_sha256
+    return same_text and np.array_equal(a.documents.tokens, b.documents.tokens)
+
+
+def why_incomparable(a: Run, b: Run) -> str | None:
+    """Why a difference between two finished runs would not be one of P alone, or None."""
+    reasons = []
+    if a.outcome.tokens != b.outcome.tokens:
+        reasons.append(f"{a.outcome.tokens:,} against {b.outcome.tokens:,} tokens")
+    if a.outcome.data_sha256 != b.outcome.data_sha256:
+        reasons.append("other training data")
+    if not same_documents(a, b):
+        reasons.append("other validation documents")
+    changed = run_differences(a, b)
+    if changed:
+        reasons.append(f"other {', '.join(changed)}")
+    return "; ".join(reasons) or None
+
+
+def _all_finished(sweep: Sweep) -> Check:
+    open_runs = [f"{run.name}: {run.status}" for run in sweep.unfinished]
+    open_runs += [f"{run.name}: {run.problem}" for run in sweep.broken]
+    return Check(
+        "all_finished",
+        "All runs finished",
+        "failed" if open_runs else "passed",
+        "; ".join(open_runs) or f"{len(sweep.runs)} of {len(sweep.runs)}",
+    )
+
+
+def _complete(sweep: Sweep) -> Check:
+    title = "One run for each P and seed"
+    wanted = [(P, seed) for P in sorted({r.P for r in sweep.runs}) for seed in sorted({r.seed for r in sweep.runs})]
+    faults = []
+    for P, seed in wanted:
+        names = [run.name for run in sweep.runs if (run.P, run.seed) == (P, seed)]
+        if not names:
+            faults.append(f"no run at P = {P}, seed {seed}")
+        elif len(names) > 1:
+            faults.append(f"{_listed(names)} are all at P = {P}, seed {seed}")
+    if wanted and len({P for P, _ in wanted}) > 1 and wanted[0][0] != 1:
+        faults.append("no run at P = 1, the baseline")
+    seeds = len({seed for _, seed in wanted})
+    passed = f"P = {_listed(sorted({P for P, _ in wanted}))}, {seeds} seed{'s' if seeds > 1 else ''}"
+    return Check("complete", title, "failed" if faults else "passed", "; ".join(faults) or passed)
+
+
+def _equal_tokens(sweep: Sweep) -> Check:
+    return _equal(sweep, "equal_tokens", "Equal tokens", lambda run: f"{run.outcome.tokens:,} tokens")
+
+
+def _equal_data(sweep: Sweep) -> Check:
+    return _equal(sweep, "equal_data", "Equal training data, by hash", lambda run: run.outcome.data_sha256[:16])
+
+
+def _equal_validation(sweep: Sweep) -> Check:
+    def described(run: Run) -> str:
+        assert run.documents is not None
+        documents, tokens = len(run.documents.tokens), int(run.documents.tokens.sum())
+        return f"{documents:,} documents, {tokens:,} predicted tokens, {run.outcome.validation_sha256[:16]}"
+
+    check = _equal(sweep, "equal_validation", "Equal validation documents", described)
+    if check.status == "passed" and not all(same_documents(sweep.finished[0], run) for run in sweep.finished):
+        return Check(check.key, check.title, "failed", "the documents hold other numbers of tokens")
+    return check
+
+
+def _equal_configuration(sweep: Sweep) -> Check:
+    key, title = "equal_configuration", "Equal everything but P (and seed)"
+    if len(sweep.runs) < 2:
+        return Check(key, title, "not applicable", "fewer than two runs")
+    first = sweep.runs[0]
+    changed = dict.fromkeys(name for run in sweep.runs for name in run_differences(first, run))
+    faults = [f"{name}: {_grouped(sweep.runs, partial(_config_value, name))}" for name in changed]
+    return Check(key, title, "failed" if faults else "passed", "; ".join(faults) or "no other key differs")
+
+
+def _config_value(name: str, run: Run) -> str:
+    return repr(attrgetter(name)(run.config))
+
+
+def _equal_backbone(sweep: Sweep) -> Check:
+    key, title = "equal_backbone", "Equal backbone"
+    named = _equal(sweep, key, title, _backbone_name)
+    if named.status != "passed":
+        return named
+    losses = [run.outcome.backbone_validation_loss for run in sweep.finished]
+    spread = max(losses) - min(losses)
+    detail = f"{named.detail}; its validation loss differs by {spread:.1e} nats between runs"
+    return Check(key, title, "passed" if spread <= _SAME_BACKBONE else "failed", detail)
+
+
+def _backbone_name(run: Run) -> str:
+    assert run.meta is not None
+    revision = run.meta.model_revision
+    return f"{run.meta.model} at {revision[:16]}, tokenizer {run.meta.tokenizer_sha256[:16]}"
+
+
+def _equal_code(sweep: Sweep) -> Check:
+    key, title = "equal_code", "Equal code, libraries and precision"
+    if len(sweep.finished) < 2:
+        return Check(key, title, "not applicable", "fewer than two finished runs")
+    found = {run: _software(run) for run in sweep.finished}
+    aspects = dict.fromkeys(aspect for software in found.values() for aspect in software)
+    same = found[sweep.finished[0]]
+    faults = [
+        f"{aspect}: {_grouped(sweep.finished, partial(_aspect, found, aspect))}"
+        for aspect in aspects
+        if any(software.get(aspect) != same.get(aspect) for software in found.values())
+    ]
+    if faults:
+        return Check(key, title, "failed", "; ".join(faults))
+    detail = ", ".join(f"{aspect} {same[aspect]}" for aspect in ("commit", "torch", "transformers", "precision"))
+    if any(process.git and process.git.dirty for run in sweep.finished for process in _processes(run)):
+        detail += "; but files were changed since that commit, so it does not say what ran"
+        return Check(key, title, "unknown", detail)
+    return Check(key, title, "passed", detail)
+
+
+def _aspect(found: dict[Run, dict[str, str]], aspect: str, run: Run) -> str:
+    return found[run].get(aspect, "none")
+
+
+def _software(run: Run) -> dict[str, str]:
+    """What a run was computed with, by aspect; several values where it was resumed with others."""
+    values: dict[str, dict[str, None]] = {}
+    for process in _processes(run):
+        aspects = {
+            "commit": process.git.commit[:10] if process.git else "none",
+            **process.versions,
+            "Python": process.python,
+            "precision": f"{process.compute_dtype} on {process.backbone_dtype} weights",
+        }
+        for aspect, value in aspects.items():
+            values.setdefault(aspect, {})[value] = None
+    return {aspect: " then ".join(found) for aspect, found in values.items()}
+
+
+def _processes(run: Run) -> list[Process]:
+    assert run.meta is not None, f"{run.name} is not finished"
+    return run.meta.processes
+
+
+def _equal_machine(sweep: Sweep) -> Check:
+    """For speed and memory; losses do not depend on it beyond rounding."""
+
+    def machine(run: Run) -> str:
+        named = (f"{p.device} ({p.device_name}), {p.threads} threads, {p.platform}" for p in _processes(run))
+        return " then ".join(dict.fromkeys(named))
+
+    return _equal(sweep, "equal_machine", "Equal machine, for speed and memory", machine)
+
+
+def _sums_agree(sweep: Sweep) -> Check:
+    key, title = "sums_agree", "Losses by document add up to the losses reported"
+    if not sweep.finished:
+        return Check(key, title, "not applicable", "no finished run")
+    faults = []
+    for run in sweep.finished:
+        assert run.documents is not None
+        if run.outcome.P != run.P:
+            faults.append(f"{run.name}: the result is of P = {run.outcome.P}, the configuration says {run.P}")
+        for what, sums, reported in (
+            ("final", run.documents.loss_sum, run.outcome.final_validation_loss),
+            ("backbone", run.documents.backbone_loss_sum, run.outcome.backbone_validation_loss),
+        ):
+            found = float(sums.sum() / run.documents.tokens.sum())
+            if abs(found - reported) > _SAME_LOSS:
+                faults.append(f"{run.name}: {what} loss {reported:.6f} reported, {found:.6f} by document")
+    return Check(key, title, "failed" if faults else "passed", "; ".join(faults) or "to rounding, in every run")
+
+
+def _enough_documents(sweep: Sweep) -> Check:
+    key, title = "enough_documents", "Enough validation documents for intervals"
+    counts = [len(run.documents.tokens) for run in sweep.finished if run.documents is not None]
+    if not counts:
+        return Check(key, title, "not applicable", "no finished run")
+    fewest = min(counts)
+    detail = f"{fewest:,} documents"
+    if fewest < ENOUGH_DOCUMENTS:
+        detail += f"; with fewer than {ENOUGH_DOCUMENTS} the bootstrap intervals are too narrow"
+    return Check(key, title, "passed" if fewest >= ENOUGH_DOCUMENTS else "failed", detail)
+
+
+def _enough_seeds(sweep: Sweep) -> Check:
+    key, title = "enough_seeds", "Enough seeds"
+    if not sweep.finished:
+        return Check(key, title, "not applicable", "no finished run")
+    counts = {P: len({run.seed for run in sweep.at(P)}) for P in sweep.streams}
+    fewest = min(counts.values())
+    if fewest >= ENOUGH_SEEDS:
+        return Check(key, title, "passed", f"{fewest} at every P")
+    if fewest == 1:
+        single = [P for P, count in counts.items() if count == 1]
+        where = "" if len(single) == len(counts) else f" at P = {_listed(single)}"
+        detail = (
+            f"one seed{where}: seed noise is unmeasured, so differences between P have no error bars from seeds; "
+            "the intervals are over validation documents only"
+        )
+    else:
+        detail = (
+            f"{fewest} seeds: their spread has {fewest - 1} degree of freedom; {ENOUGH_SEEDS} or more give a usable one"
+        )
+    return Check(key, title, "failed", detail)
+
+
+def _monotone(sweep: Sweep) -> Check:
+    key, title = "monotone", "Loss falls with every step in P"
+    if len(sweep.streams) < 2:
+        return Check(key, title, "not applicable", "fewer than two values of P")
+    losses = {P: mean_loss(sweep.at(P)) for P in sweep.streams}
+    rises = [
+        f"from P = {a} to P = {b} it {'rises' if losses[b] > losses[a] else 'stays the same'} "
+        f"({losses[a]:.4f} to {losses[b]:.4f})"
+        for a, b in zip(sweep.streams, sweep.streams[1:], strict=False)
+        if losses[b] >= losses[a]
+    ]
+    falls = ", ".join(f"{loss:.4f} at P = {P}" for P, loss in losses.items())
+    return Check(key, title, "failed" if rises else "passed", "; ".join(rises) or falls)
+
+
+def _not_collapsed(sweep: Sweep) -> Check:
+    key, title = "not_collapsed", "No collapsed stream"
+    runs = [run for run in sweep.runs if run.P > 1]
+    if not runs:
+        return Check(key, title, "not applicable", "one stream cannot collapse")
+    faults, silent, recovered = [], [], []
+    for run in runs:
+        reasons = [collapsed(record, run.config.parscale.attn_smooth) for record in run.streams]
+        if not reasons:
+            silent.append(run.name)
+        elif reasons[-1] is not None:
+            faults.append(f"{run.name}: {reasons[-1]}")
+        elif any(reasons):
+            recovered.append(run.name)
+    if faults:
+        return Check(key, title, "failed", "; ".join(faults))
+    if silent:
+        return Check(key, title, "unknown", f"no stream statistics in {_listed(silent)}")
+    note = f"; {_listed(recovered)} recovered from a collapse during training" if recovered else ""
+    return Check(key, title, "passed", f"at the last log point of every run with several streams{note}")
+
+
+def mean_loss(runs: Sequence[Run]) -> float:
+    """Mean final validation loss of finished runs, nats per token."""
+    return sum(run.outcome.final_validation_loss for run in runs) / len(runs)
+
+
+def _equal(sweep: Sweep, key: str, title: str, value: Callable[[Run], str]) -> Check:
+    """Checks that a value is the same in all finished runs."""
+    if len(sweep.finished) < 2:
+        return Check(key, title, "not applicable", "fewer than two finished runs")
+    values = dict.fromkeys(map(value, sweep.finished))
+    if len(values) == 1:
+        return Check(key, title, "passed", next(iter(values)))
+    return Check(key, title, "failed", _grouped(sweep.finished, value))
+
+
+def _grouped(runs: Iterable[Run], value: Callable[[Run], str]) -> str:
+    """Each value with the runs that have it."""
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        groups.setdefault(value(run), []).append(run.name)
+    return " against ".join(f"{found} in {_listed(names)}" for found, names in groups.items())
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
