@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
-from parcontrol.analysis.figures import COLOURS, new_figure, save_figure, tidy
+from parcontrol.analysis.figures import COLOURS, new_figure, tidy
 from parcontrol.config import RunConfig
 from parcontrol.diagnostics.memory import format_bytes
 from parcontrol.logging_setup import log_file
 from parcontrol.runs import RunDirectory
 
 
-def plot_losses(run: RunDirectory, path: Path) -> Path:
-    """Writes a picture of a run's losses over tokens: validation, training, and the backbone alone."""
+def loss_figure(run: RunDirectory) -> Figure:
+    """Returns a run's losses over tokens: validation, training, and the backbone alone as a line."""
     records = run.read_metrics()
     result = run.read_result()
     backbone = result["backbone_validation_loss"]
@@ -29,7 +30,7 @@ def plot_losses(run: RunDirectory, path: Path) -> Path:
     axes.set_title(f"ParScale on {run.read_config().model.name.rsplit('/')[-1]}: prefixes and aggregator train")
     axes.legend(frameon=False)
     tidy(axes)
-    return save_figure(figure, path)
+    return figure
 
 
 def result_table(config: RunConfig) -> Table:

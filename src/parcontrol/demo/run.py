@@ -12,11 +12,12 @@ from rich import get_console
 from rich.panel import Panel
 from rich.text import Text
 
+from parcontrol.analysis.figures import save_figure
 from parcontrol.config import RunConfig, load_config
 from parcontrol.demo import reload
 from parcontrol.demo.corpus import build_corpus
 from parcontrol.demo.model import get_model
-from parcontrol.demo.report import facts, plot_losses, result_table
+from parcontrol.demo.report import facts, loss_figure, result_table
 from parcontrol.runs import RunDirectory
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo_config.yaml"
@@ -70,7 +71,7 @@ def demonstrate(config: RunConfig, picture_copy: Path | None = None) -> None:
     run(config)
     pictures = [directory.path / "loss_curve.png", *([picture_copy] if picture_copy else [])]
     for picture in pictures:
-        plot_losses(directory, picture)
+        save_figure(loss_figure(directory), picture)
     console.print("[bold]Reloading[/] in a new process, with transformers alone")
     name, text = generate_in_new_process(directory.final_dir, PROMPT)
     console.print(Panel(Text(text), title=f"{name} continues", title_align="left"))
@@ -86,7 +87,9 @@ def generate_in_new_process(model: Path, prompt: str) -> tuple[str, str]:
     """
     command = [sys.executable, "-P", reload.__file__, str(model.absolute()), prompt]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    process = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
     if process.returncode != 0:
         raise RuntimeError(f"the saved model {model} could not be used:\n{process.stderr}")
     answer = json.loads(process.stdout.splitlines()[-1])
