@@ -80,6 +80,14 @@ def test_shards_need_no_numbers(tmp_path: Path) -> None:
     assert chosen(tmp_path, num_shards=3) == [f"train/{name}.jsonl.zst" for name in ("books", "code", "web-7")]
 
 
+@pytest.mark.parametrize("names", [["2019", "2020", "2023"], ["20190101", "20240229"], ["1", "02"]], ids=str)
+def test_numbers_that_do_not_count_shards_have_no_gaps(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_shard(tmp_path / f"train/{name}.jsonl.zst", lines_of([name]))
+    write_shard(tmp_path / "val.jsonl.zst", lines_of(["val"]))
+    assert chosen(tmp_path, num_shards=len(names)) == sorted(f"train/{name}.jsonl.zst" for name in names)
+
+
 def test_other_files_are_no_shards(tmp_path: Path) -> None:
     write_corpus(tmp_path / "c", [["a"]])
     for other in ("train/notes.txt", "train/deep/00.jsonl.zst", "00.jsonl.zst", "README.md"):

@@ -176,25 +176,25 @@ def _choose_train_shards(config: DataConfig, sizes: Mapping[str, int]) -> list[s
     missing = [name for name in chosen if name not in sizes]
     if missing:
         raise ValueError(
-            f"{config.repo} has no shard {missing[0]} (byte 0), which data.seed {config.seed} "
-            f"chooses among {len(names)} numbered ones"
+            f"{config.repo} has no shard {missing[0]} (byte 0), which data.seed {config.seed} chooses among the "
+            f"{len(names)} that are numbered from 0 on"
         )
     return chosen
 
 
 def _with_gaps_filled(names: Iterable[str]) -> set[str]:
-    """Returns the names and, if all are numbered, those between them that are not there.
+    """Returns the names and, if they are numbers from 0 on, those below the largest that are not there.
 
-    So a half-copied corpus is noticed where a chosen shard is missing, instead of the choice
-    quietly falling on other shards.
+    So a half-copied corpus is noticed where a chosen shard is missing, instead of the choice quietly falling on other
+    shards. Names of which less than a tenth would be there are years, dates or the like, and stay as they are.
     """
     names = set(names)
-    numbers = [re.fullmatch(rf"train/(\d+){re.escape(SUFFIX)}", name) for name in names]
-    digits = [match[1] for match in numbers if match]
-    if len(digits) < len(names) or len({len(number) for number in digits}) != 1:
+    matches = [re.fullmatch(rf"train/(\d+){re.escape(SUFFIX)}", name) for name in names]
+    digits = [match[1] for match in matches if match]
+    largest = max(map(int, digits), default=0)
+    if len(digits) < len(names) or len({len(number) for number in digits}) != 1 or largest >= 10 * len(names):
         return names
-    width = len(digits[0])
-    return {f"train/{i:0{width}}{SUFFIX}" for i in range(max(map(int, digits)) + 1)}
+    return {f"train/{number:0{len(digits[0])}}{SUFFIX}" for number in range(largest + 1)}
 
 
 def _find_validation_split(repo: str, sizes: Iterable[str]) -> list[str]:
