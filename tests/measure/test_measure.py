@@ -62,10 +62,12 @@ def test_a_backbone_gets_streams_and_shares_its_parameters(backbone):
 
 def test_a_checkpoint_answers_with_its_first_streams(checkpoint):
     assert default_streams(checkpoint) == [1, 2, 4]
-    model = with_streams(checkpoint, 2, 48)
-    assert model is checkpoint
-    out = model.model(torch.ones(1, 3, dtype=torch.long))
-    assert out.stream_weights.shape == (1, 3, 2)
+    seen = []
+    checkpoint.model.register_forward_hook(lambda module, inputs, out: seen.append(out.stream_hidden_states.shape[0]))
+    sizes = {"batch_sizes": [1], "input_length": 2, "output_length": 1, "prefix_length": 6, "repeats": 1}
+    timings = time_generation(checkpoint, P_values=[1, 2, 4], **sizes)
+    assert [timing.P for timing in timings] == [1, 2, 4]
+    assert seen == [1, 1, 2, 2, 4, 4] * 2
 
 
 def test_default_streams(backbone):
@@ -105,6 +107,20 @@ def test_a_round_is_one_prefill_and_its_decode_steps(backbone, monkeypatch):
     assert (timing.P, timing.batch_size, timing.prefill, timing.decode_step) == (1, 3, 1.0, 1.0)
     one_round = [((3, 7), 0, 1)] + [((3, 1), 7 + step, 1) for step in range(5)]
     assert passes == one_round * 3
+
+
+def test_cases_take_turns(backbone, monkeypatch):
+    turns = []
+
+    def one_round(model, batch_size, *_):
+        turns.append((getattr(model.config, "parscale_n", 1), batch_size))
+        return 1.0, 1.0
+
+    monkeypatch.setattr(generation, "_one_round", one_round)
+    time_generation(
+        backbone, P_values=[1, 2], batch_sizes=[1, 3], input_length=1, output_length=1, prefix_length=4, repeats=2
+    )
+    assert turns == [(1, 1), (1, 3), (2, 1), (2, 3)] * 3
 
 
 def test_the_median_counts_and_the_first_round_does_not(monkeypatch):
@@ -169,7 +185,7 @@ def test_command_reports_every_p_and_batch(tiny_model_dir, small_probes, tmp_pat
     assert main(argv) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3 + 1 + 4
-    assert "P = 2, batch 3: prefill" in captured.err
+    assert "round 1 of 1: P = 2, batch 3" in captured.err
 
 
 def test_command_measures_a_checkpoint(checkpoint, tiny_tokenizer, small_probes, tmp_path, capsys):
@@ -201,7 +217,7 @@ def test_bad_input_is_refused_before_anything_is_timed(tiny_model_dir, flags, qu
     captured = capsys.readouterr()
     assert quoted in captured.err
     assert captured.out == ""
-    assert "prefill" not in captured.err.replace("would be prefilled", "")
+    assert "round" not in captured.err
 
 
 def test_missing_model_is_refused(tmp_path, capsys):

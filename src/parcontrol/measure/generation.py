@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,16 +57,13 @@ def prefix_tokens(model: PreTrainedModel, default: int) -> int:
 
 
 def with_streams(model: PreTrainedModel, P: int, prefix_length: int) -> PreTrainedModel:
-    """`model` answering with P streams.
+    """What to time for P streams.
 
-    A ParScale checkpoint answers with its first P streams. A backbone is converted, sharing its
+    A ParScale checkpoint is itself (`set_streams` chooses P). A backbone is converted, sharing its
     parameters; new prefixes and aggregator are untrained, which costs the same. At P = 1 it is
     measured as it is, which is what streams are compared with.
     """
-    if isinstance(model, ParScaleForCausalLMMixin):
-        model.set_streams(P)
-        return model
-    if P == 1:
+    if is_parscale(model) or P == 1:
         return model
     return convert_to_parscale_model(model, create_parscale_config(P, prefix_length)).eval()
 
@@ -80,19 +77,29 @@ def time_generation(
     output_length: int,
     prefix_length: int,
     repeats: int,
-) -> Iterator[Timing]:
-    """Time every P and batch size; yields each as soon as it is known.
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Timing]:
+    """Time every P and batch size.
 
     Prefill is one forward pass over the prompt that fills the cache and gives the last position's
-    logits; a decode step is one forward pass over one token a row and the choice of the next. Medians
-    over `repeats` after one round that is not counted.
+    logits; a decode step is one forward pass over one token a row and the choice of the next. All
+    cases take turns in each round, so that a machine that grows busier or hotter does so for all of
+    them. Medians over `repeats` rounds, after one that is not counted.
     """
-    for P in P_values:
-        streams = with_streams(model, P, prefix_length)
-        for batch_size in batch_sizes:
-            rounds = [_one_round(streams, batch_size, input_length, output_length) for _ in range(repeats + 1)][1:]
-            prefill, decode = zip(*rounds, strict=True)
-            yield Timing(P, batch_size, statistics.median(prefill), statistics.median(decode) / output_length)
+    # Conversion shares the backbone's parameters: all of these together are little more than one.
+    models = {P: with_streams(model, P, prefix_length) for P in P_values}
+    seconds: dict[tuple[int, int], list[tuple[float, float]]] = {(P, b): [] for P in P_values for b in batch_sizes}
+    for number in range(repeats + 1):
+        for P, batch_size in seconds:
+            name = f"round {number} of {repeats}" if number else "warm-up"
+            progress(f"{name}: P = {P}, batch {batch_size}")
+            if isinstance(model, ParScaleForCausalLMMixin):
+                model.set_streams(P)
+            times = _one_round(models[P], batch_size, input_length, output_length)
+            if number:
+                seconds[P, batch_size].append(times)
+    medians = {key: [statistics.median(part) for part in zip(*rounds, strict=True)] for key, rounds in seconds.items()}
+    return [Timing(*key, prefill, decode / output_length) for key, (prefill, decode) in medians.items()]
 
 
 @torch.inference_mode()

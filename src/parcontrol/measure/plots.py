@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from parcontrol.analysis.figures import COLOURS, new_figure, tidy
 from parcontrol.measure.report import Measurement
@@ -43,10 +43,7 @@ def _draw(axes: Axes, measurement: Measurement, part: str) -> None:
         axes.plot(x, [1e3 * getattr(row.timing, part) for row in rows], "o-", color=colour, label=f"P = {P}")
         axes.plot(x, [1e3 * getattr(row.roofline, part) for row in rows], ":", color=colour)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("batch size")

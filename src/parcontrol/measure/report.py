@@ -173,8 +173,7 @@ def measure(
     rates = measure_rates(device, dtype)
     # Predicted first, so that what the cost model refuses is refused before anything is timed.
     predicted = {key: predict(shape, workload, rates) for key, workload in workloads.items()}
-    rows = []
-    for timing in time_generation(
+    timings = time_generation(
         model,
         P_values=streams,
         batch_sizes=batch_sizes,
@@ -182,13 +181,10 @@ def measure(
         output_length=output_length,
         prefix_length=K,
         repeats=repeats,
-    ):
-        key = (timing.P, timing.batch_size)
-        progress(
-            f"P = {timing.P}, batch {timing.batch_size}: prefill {1e3 * timing.prefill:.2f} ms, "
-            f"step {1e3 * timing.decode_step:.2f} ms"
-        )
-        rows.append(Row(timing, roofline(shape, workloads[key], rates), predicted[key]))
+        progress=progress,
+    )
+    keyed = {(timing.P, timing.batch_size): timing for timing in timings}
+    rows = [Row(keyed[key], roofline(shape, work, rates), predicted[key]) for key, work in workloads.items()]
     return Measurement(
         model=model_name,
         device=_device_name(device),
