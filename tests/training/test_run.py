@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,7 +26,9 @@ from parcontrol.runs import RunDirectory
 from parcontrol.training.callbacks import PeriodicValidation
 from parcontrol.training.checkpoint import Checkpoint
 from parcontrol.training.device import choose_device, choose_precision, has_native_bf16
+from parcontrol.training.errors import NonFiniteError, OutOfMemoryError
 from parcontrol.training.evaluate import evaluate
+from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.run import run
 from tests.training.same_run import assert_same_run
 
@@ -348,3 +353,67 @@ def test_auto_precision_is_bf16_exactly_where_the_processor_has_it(
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert has_native_bf16(torch.device("cpu")) == (expected == torch.bfloat16)
         assert choose_precision(config).compute == expected
+
+
+def test_a_diverging_run_stops_and_keeps_only_finite_checkpoints(make_config: MakeConfig) -> None:
+    config = make_config(
+        training__mode="full",
+        training__learning_rate=1e30,
+        training__warmup_tokens=0,
+        training__log_interval_steps=10,
+        training__checkpoint_interval_steps=1,
+    )
+    with pytest.raises(NonFiniteError, match=r"step \d+ is not finite.*train/.*No checkpoint has been written since"):
+        run(config)
+    directory = RunDirectory(config.run_directory)
+    assert not directory.finished
+    assert directory.checkpoints()
+    for path in directory.checkpoints():
+        for tensors in (Checkpoint.read(path).parameters, Checkpoint.read(path).moments):
+            assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_out_of_memory_advises_a_shorter_sequence_and_changes_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(
+        data__sequence_length=1024,
+        data__validation_tokens=1024,
+        training__tokens_per_run=1024,
+        training__microbatch_size=1,
+        training__gradient_accumulation_steps=1,
+    )
+
+    def too_large(*arguments: Any) -> None:
+        torch.empty(2**60, dtype=torch.uint8)  # the allocator's own refusal
+
+    monkeypatch.setattr(TrainingLoop, "_backward", too_large)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory with .*data\.sequence_length to 512"):
+        run(config)
+    assert RunDirectory(config.run_directory).read_config().data.sequence_length == 1024
+
+
+def test_the_console_tells_tokens_loss_speed_and_time_left(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="parcontrol"):
+        run(make_config(training__tokens_per_run=6 * 128))
+    lines = [record.getMessage() for record in caplog.records]
+    trained = [line for line in lines if re.match(r"step 3/6 · 384/768 tokens · loss \d\.\d{4} · .* tokens/s · ", line)]
+    assert len(trained) == 1
+    assert trained[0].endswith("left")
+    assert any(line.startswith("P = 2, peft: 2.66k of 33.67k parameters train, on cpu in float32") for line in lines)
+    assert any(line.startswith("backbone alone: validation loss") for line in lines)
+
+
+def test_a_terminal_gets_a_live_display(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from parcontrol.training import console
+
+    output = io.StringIO()
+    terminal = Console(file=output, force_terminal=True, width=120)
+    monkeypatch.setattr(console, "get_console", lambda: terminal)
+    run(make_config(training__tokens_per_run=6 * 128))
+    shown = output.getvalue()
+    assert "768/768 tokens" in shown
+    assert "tokens/s" in shown
+    assert "left" in shown

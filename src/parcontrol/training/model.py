@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,6 @@ def measure_backbone(
     start: Start,
     validation: ValidationSet,
     precision: Precision,
-    check_interrupt: Callable[[], None],
     resuming: bool,
 ) -> Validation:
     """Returns the plain backbone's own validation, measured once in the life of a run.
@@ -104,7 +103,6 @@ def measure_backbone(
         validation,
         precision,
         batch_size=config.training.microbatch_size,
-        on_batch=lambda done, total: check_interrupt(),
     )
     write_documents(run, result, None)
     record = {"backbone_validation_loss": result.loss, "backbone_validation_perplexity": result.perplexity}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from parcontrol.config import RunConfig
@@ -39,11 +38,11 @@ def run(config: RunConfig, resume: bool = True) -> dict[str, Any]:
         if directory.finished:
             return directory.read_result()
         setup_logging(config.logging.level, config.logging.directory, directory.path.name)
-        with explained(config, directory), deferred_signals() as check_interrupt:
-            return _train(config, directory, check_interrupt)
+        with explained(config, directory):
+            return _train(config, directory)
 
 
-def _train(config: RunConfig, directory: RunDirectory, check_interrupt: Callable[[], None]) -> dict[str, Any]:
+def _train(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     precision = choose_precision(config.training)
     checkpoint = Checkpoint.newest(directory)
     directory.truncate_after(checkpoint.boundary.step if checkpoint else -1)
@@ -56,16 +55,19 @@ def _train(config: RunConfig, directory: RunDirectory, check_interrupt: Callable
     validation = load_validation(
         corpus, start.tokenizer, sequence_length=data.sequence_length, tokens=data.validation_tokens
     )
-    backbone = measure_backbone(config, directory, start, validation, precision, check_interrupt, bool(before))
+    backbone = measure_backbone(config, directory, start, validation, precision, resuming=bool(before))
     model = build_model(config, start, corpus)
-    with TrainStream(
-        corpus,
-        start.tokenizer,
-        sequence_length=data.sequence_length,
-        seed=data.seed,
-        num_workers=data.num_workers,
-        state=checkpoint.boundary.data if checkpoint else None,
-    ) as stream:
+    with (
+        TrainStream(
+            corpus,
+            start.tokenizer,
+            sequence_length=data.sequence_length,
+            seed=data.seed,
+            num_workers=data.num_workers,
+            state=checkpoint.boundary.data if checkpoint else None,
+        ) as stream,
+        deferred_signals() as check_interrupt,
+    ):
         callbacks = build_callbacks(config, directory, stream, validation, memory)
         with TrainingLoop(config, model, stream, precision, callbacks, check_interrupt) as loop:
             if checkpoint:
