@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -26,13 +26,14 @@ from parcontrol.analysis.cost import (
     predict,
     stack_seconds,
 )
-from parcontrol.analysis.law import StreamFit, fit_streams
+from parcontrol.analysis.law import CONFIDENCE, StreamFit, fit_streams
 from parcontrol.analysis.law_report import LawReport
 from parcontrol.analysis.law_report import report as fit_law
 from parcontrol.analysis.loss_table import LossTable
 from parcontrol.analysis.model_config import model_sizes, shape_and_workload
-from parcontrol.analysis.results import Results, Run, Sweep
+from parcontrol.analysis.results import Results, Run, RunResult, Sweep
 from parcontrol.analysis.statistics import (
+    RESAMPLES,
     Array,
     Interval,
     covers_zero,
@@ -158,6 +159,18 @@ class StreamSummary:
         """exp(loss), per token."""
         return math.exp(self.loss)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON."""
+        return {
+            "P": self.P,
+            "runs": [run.name for run in self.runs],
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "seed_spread": self.seed_spread,
+            "interval_seeds": self.seed_interval,
+            "against_backbone": self.gain.as_dict(),
+        }
+
 
 @dataclass(frozen=True)
 class StreamLaw:
@@ -225,6 +238,19 @@ class Price:
     inference: Cost | None
     unpredicted: str | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON."""
+        return {
+            "P": self.P,
+            "tokens_per_second": self.tokens_per_second,
+            "training_seconds": self.training_seconds,
+            "data_wait_fraction": self.data_wait_fraction,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "predicted_forward_flops_per_token": self.flops_per_token,
+            "predicted_inference": None if self.inference is None else self.inference.as_dict(),
+            "unpredicted": self.unpredicted,
+        }
+
 
 @dataclass(frozen=True)
 class SweepFindings:
@@ -239,6 +265,28 @@ class SweepFindings:
     unfitted: str | None
     prices: list[Price]
     parameters: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON."""
+        return {
+            "name": self.sweep.name,
+            "directory": str(self.sweep.path),
+            "checks": [asdict(check) for check in self.checks],
+            "runs": [run_as_dict(run) for run in self.sweep.runs],
+            "broken_runs": [{"run": run.name, "problem": run.problem} for run in self.sweep.broken],
+            "streams": [summary.as_dict() for summary in self.streams],
+            "differences": [difference.as_dict() for difference in (*self.differences, *self.steps)],
+            "laws": [law.as_dict() | {"worth": self._worth(law)} for law in self.laws],
+            "unfitted": self.unfitted,
+            "prices": [price.as_dict() for price in self.prices],
+            "non_embedding_parameters": self.parameters,
+        }
+
+    def _worth(self, law: StreamLaw) -> list[dict[str, Any]]:
+        return [
+            {"P": P, "factor": law.worth(P), "interval_documents": law.worth_documents(P), "paper": law.paper(P)}
+            for P in self.sweep.streams
+        ]
 
     @property
     def reference(self) -> StreamSummary | None:
@@ -264,6 +312,24 @@ class Findings:
     between: list[Difference]
     joint: LawReport | None
     joint_refused: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON."""
+        return {
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "sweeps": [found.as_dict() for found in self.sweeps],
+            "between_sweeps": [difference.as_dict() for difference in self.between],
+            "joint_law": None if self.joint is None else self.joint.as_dict(),
+            "joint_law_refused": self.joint_refused,
+        }
+
+
+def run_as_dict(run: Run) -> dict[str, Any]:
+    """One run in a flat row: who it is, how far it came, and its result."""
+    fields = RunResult.model_fields
+    known = dict.fromkeys(fields) if run.result is None else run.result.model_dump()
+    return {"run": run.name, "P": run.P, "seed": run.seed, "status": run.status, "steps_done": run.step, **known}
 
 
 def analyse(results: Results) -> Findings:
@@ -435,6 +501,8 @@ def _joint_law(results: Results) -> tuple[LawReport | None, str | None]:
     runs = [run for sweep in results.sweeps for run in sweep.finished]
     if len(results.sweeps) < 2:
         return None, None
+    if not runs:
+        return None, "no run is finished"
     if any(not same_documents(runs[0], run) for run in runs):
         return None, "the sweeps were validated on other documents, or with another tokenizer"
     if len({run.outcome.tokens for run in runs}) > 1:

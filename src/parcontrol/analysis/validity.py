@@ -29,7 +29,7 @@ ENOUGH_SEEDS = 3
 # Below this a percentile bootstrap over documents is too narrow to be taken at its word.
 ENOUGH_DOCUMENTS = 30
 # Nats by which the same backbone may differ from one device or batch shape to another.
-_SAME_BACKBONE = 1e-3
+SAME_BACKBONE = 1e-3
 # Nats by which the sums by document may miss the loss that was written beside them: rounding only.
 _SAME_LOSS = 1e-9
 
@@ -156,7 +156,7 @@ def _equal_configuration(sweep: Sweep) -> Check:
         return Check(key, title, "not applicable", "fewer than two runs")
     first = sweep.runs[0]
     changed = dict.fromkeys(name for run in sweep.runs for name in run_differences(first, run))
-    faults = [f"{name}: {_grouped(sweep.runs, partial(_config_value, name))}" for name in changed]
+    faults = [f"{name}: {grouped(sweep.runs, partial(_config_value, name))}" for name in changed]
     return Check(key, title, "failed" if faults else "passed", "; ".join(faults) or "no other key differs")
 
 
@@ -171,8 +171,9 @@ def _equal_backbone(sweep: Sweep) -> Check:
         return named
     losses = [run.outcome.backbone_validation_loss for run in sweep.finished]
     spread = max(losses) - min(losses)
-    detail = f"{named.detail}; its validation loss differs by {spread:.1e} nats between runs"
-    return Check(key, title, "passed" if spread <= _SAME_BACKBONE else "failed", detail)
+    apart = f"differs by {spread:.1e} nats between runs" if spread else "is the same in all runs"
+    detail = f"{named.detail}; its validation loss {apart}"
+    return Check(key, title, "passed" if spread <= SAME_BACKBONE else "failed", detail)
 
 
 def _backbone_name(run: Run) -> str:
@@ -189,7 +190,7 @@ def _equal_code(sweep: Sweep) -> Check:
     aspects = dict.fromkeys(aspect for software in found.values() for aspect in software)
     same = found[sweep.finished[0]]
     faults = [
-        f"{aspect}: {_grouped(sweep.finished, partial(_aspect, found, aspect))}"
+        f"{aspect}: {grouped(sweep.finished, partial(_aspect, found, aspect))}"
         for aspect in aspects
         if any(software.get(aspect) != same.get(aspect) for software in found.values())
     ]
@@ -230,7 +231,10 @@ def _equal_machine(sweep: Sweep) -> Check:
     """For speed and memory; losses do not depend on it beyond rounding."""
 
     def machine(run: Run) -> str:
-        named = (f"{p.device} ({p.device_name}), {p.threads} threads, {p.platform}" for p in _processes(run))
+        named = (
+            f"{p.device} ({p.device_name}), {p.threads} thread{'s' if p.threads > 1 else ''}, {p.platform}"
+            for p in _processes(run)
+        )
         return " then ".join(dict.fromkeys(named))
 
     return _equal(sweep, "equal_machine", "Equal machine, for speed and memory", machine)
@@ -338,15 +342,15 @@ def _equal(sweep: Sweep, key: str, title: str, value: Callable[[Run], str]) -> C
     values = dict.fromkeys(map(value, sweep.finished))
     if len(values) == 1:
         return Check(key, title, "passed", next(iter(values)))
-    return Check(key, title, "failed", _grouped(sweep.finished, value))
+    return Check(key, title, "failed", grouped(sweep.finished, value))
 
 
-def _grouped(runs: Iterable[Run], value: Callable[[Run], str]) -> str:
+def grouped(runs: Iterable[Run], value: Callable[[Run], str], between: str = " against ") -> str:
     """Each value with the runs that have it."""
     groups: dict[str, list[str]] = {}
     for run in runs:
         groups.setdefault(value(run), []).append(run.name)
-    return " against ".join(f"{found} in {_listed(names)}" for found, names in groups.items())
+    return between.join(f"{found} in {_listed(names)}" for found, names in groups.items())
 
 
 def _listed(values: Iterable[object]) -> str:

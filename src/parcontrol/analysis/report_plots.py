@@ -1,0 +1,394 @@
+"""The plots of a report: one panel each, so that they stand side by side or, on a phone, in a column.
+
+Needs matplotlib, so it is imported only where a report is made. A number of streams has the same
+colour and marker in every plot. Everything that is not a colour of data is drawn in three stand-in
+colours, which the page replaces by those of its light or dark theme.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
+
+from parcontrol.analysis.figures import COLOURS, new_figure, tidy
+from parcontrol.analysis.findings import Difference, Findings, Price, StreamLaw, SweepFindings
+from parcontrol.analysis.published import LAWS
+from parcontrol.analysis.results import Run
+from parcontrol.analysis.validity import SAME_BACKBONE
+
+# Stand-ins for text, for what recedes, and for the page.
+TEXT, MUTED, PAGE = "#1b1f24", "#6b7480", "#fefefe"
+MARKERS = "osD^vPX"
+_PANEL = (4.8, 3.4)
+# The backbone gets a strip of its own when it is further from the losses than this many of their ranges.
+_FAR = 1.0
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": TEXT,
+    "figure.facecolor": PAGE,
+    "grid.color": MUTED,
+    "text.color": TEXT,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.markeredgecolor": PAGE,
+    "lines.markersize": 6,
+    # Names of users stand in titles; a dollar sign in one is no formula.
+    "text.parse_math": False,
+    # Text stays text, and the same numbers give the same file.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "parcontrol",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draws and saves in the style of the report."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG document."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=200)
+    return buffer.getvalue()
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file, wide enough for a high-resolution screen."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class Palette:
+    """A colour and a marker for every number of streams: powers of two always have the same."""
+
+    def __init__(self, streams: Sequence[int]) -> None:
+        powers = {2**exponent: exponent for exponent in range(len(COLOURS))}
+        spare = cycle([index for power, index in powers.items() if power not in streams] or range(len(COLOURS)))
+        self._index = {P: powers[P] if P in powers else next(spare) for P in sorted(set(streams))}
+
+    def index(self, P: int) -> int:
+        """Number of the colour of P streams."""
+        return self._index[P]
+
+    def colour(self, P: int) -> str:
+        """Colour of P streams, as a hex code."""
+        return COLOURS[self._index[P]]
+
+    def marker(self, P: int) -> str:
+        """Marker of P streams."""
+        return MARKERS[self._index[P]]
+
+
+def loss_over_tokens(found: SweepFindings, palette: Palette) -> Figure:
+    """Validation loss over tokens: a line per run, and the frozen backbone."""
+    figure, axes = _panel()
+    labelled = set()
+    for run in found.sweep.runs:
+        tokens, losses = run.series("validation_loss")
+        if not tokens:
+            continue
+        label = None if run.P in labelled else f"P = {run.P}"
+        labelled.add(run.P)
+        axes.plot(
+            tokens,
+            losses,
+            color=palette.colour(run.P),
+            marker=palette.marker(run.P),
+            markersize=4.5,
+            linewidth=1.8,
+            linestyle="-" if run.finished else ":",
+            label=label,
+        )
+    backbone = _backbone_loss(found)
+    if backbone is not None:
+        _draw_backbone(axes, backbone)
+    _token_axis(axes)
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.legend()
+    return figure
+
+
+def loss_over_streams(found: SweepFindings, palette: Palette) -> Figure:
+    """Final loss over log2 P: runs, their means, intervals of the difference from the first P, and the fit.
+
+    The frozen backbone is a line; where it lies far from the rest, the axis is broken between them.
+    """
+    backbone = _backbone_loss(found)
+    losses = [run.outcome.final_validation_loss for run in found.sweep.finished]
+    far = backbone is not None and _FAR * (max(losses) - min(losses)) < max(
+        backbone - max(losses), min(losses) - backbone
+    )
+    if backbone is None or not far:
+        figure, axes = _panel()
+        _draw_losses(axes, found, palette)
+        if backbone is not None:
+            _draw_backbone(axes, backbone)
+    else:
+        figure, axes = _broken_panel(found, palette, backbone, above=backbone > max(losses))
+    axes.set_ylabel("final validation loss (nats per token)")
+    axes.legend()
+    return figure
+
+
+def _broken_panel(found: SweepFindings, palette: Palette, backbone: float, above: bool) -> tuple[Figure, Axes]:
+    """The losses at full scale, and the backbone in a strip of its own above or below."""
+    figure = new_figure(1, panel=_PANEL)
+    ratios = [1, 7] if above else [7, 1]
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
+    figure.set_layout_engine("constrained", hspace=0.03)
+    strip, axes = panels if above else panels[::-1]
+    _draw_losses(axes, found, palette)
+    strip.axhline(backbone, color=MUTED, linestyle="--", linewidth=1.4)
+    axes.plot([], [], color=MUTED, linestyle="--", linewidth=1.4, label=f"frozen backbone: {backbone:.4f}")
+    strip.set_ylim(backbone - 1, backbone + 1)
+    strip.set_yticks([backbone], [f"{backbone:.3f}"])
+    tidy(strip)
+    panels[0].spines["bottom"].set_visible(False)
+    panels[0].tick_params(axis="x", length=0, labelbottom=False)
+    panels[0].set_xlabel("")
+    panels[1].set_xlabel("streams P")
+    cut = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 8, "linestyle": "none", "clip_on": False}
+    for panel, edge in zip(panels, (0, 1), strict=True):
+        panel.plot(0, edge, transform=panel.transAxes, color=MUTED, markeredgecolor=MUTED, **cut)
+    return figure, axes
+
+
+def _draw_losses(axes: Axes, found: SweepFindings, palette: Palette) -> None:
+    assert found.reference is not None
+    law = found.law
+    if law is not None and law.band is not None:
+        P = np.array(list(law.band))
+        low, high = np.array(list(law.band.values())).T + law.fit.single_stream_loss
+        axes.fill_between(P, low, high, color=MUTED, alpha=0.18, linewidth=0)
+    if law is not None:
+        P = np.geomspace(1, found.sweep.streams[-1], 100)
+        axes.plot(P, law.fit.predict(P), color=MUTED, linewidth=1.4, label=f"fitted L(P), k = {law.fit.k:.3f}")
+    intervals = {difference.compared: difference.documents for difference in found.differences}
+    for summary in found.streams:
+        colour = palette.colour(summary.P)
+        interval = intervals.get(f"P = {summary.P}")
+        if interval is not None:
+            ends = found.reference.loss + np.array(interval)
+            axes.plot([summary.P] * 2, ends, color=colour, linewidth=2.2, solid_capstyle="butt")
+        if len(summary.runs) > 1:
+            seeds = [run.outcome.final_validation_loss for run in summary.runs]
+            axes.plot([summary.P] * len(seeds), seeds, "_", color=colour, markeredgecolor=colour, markersize=12)
+        axes.plot(summary.P, summary.loss, palette.marker(summary.P), color=colour, zorder=5)
+        axes.annotate(f"{summary.loss:.4f}", (summary.P, summary.loss), (9, 5), textcoords="offset points", fontsize=9)
+    _stream_axis(axes, found.sweep.streams)
+
+
+def differences(found: SweepFindings, palette: Palette) -> Figure:
+    """Differences from the first P with their intervals, and zero."""
+    shown = [(s.P, d) for s, d in zip(found.streams[1:], found.differences, strict=True) if d.value is not None]
+    figure, axes = _panel(height=1.3 + 0.55 * len(shown))
+    axes.axvline(0, color=MUTED, linewidth=1)
+    for row, (P, difference) in enumerate(shown):
+        _whiskers(axes, row, difference, palette.colour(P))
+        assert difference.value is not None
+        axes.plot(difference.value, row, palette.marker(P), color=palette.colour(P), zorder=5, markersize=7)
+    axes.set_yticks(range(len(shown)), [f"P = {P}" for P, _ in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel(f"loss minus that of {shown[0][1].reference} (nats per token)")
+    axes.tick_params(axis="y", length=0)
+    tidy(axes)
+    axes.grid(False, axis="y")
+    return figure
+
+
+def _whiskers(axes: Axes, row: int, difference: Difference, colour: str) -> None:
+    if difference.seeds is not None:
+        axes.plot(difference.seeds, [row + 0.18] * 2, color=colour, linewidth=1.2, linestyle=(0, (2, 1.5)))
+    if difference.documents is not None:
+        axes.plot(difference.documents, [row] * 2, color=colour, linewidth=3, solid_capstyle="butt")
+
+
+def worth(law: StreamLaw, streams: Sequence[int], palette: Palette) -> Figure:
+    """What P streams are worth in parameters here, beside the paper's value for both corpora."""
+    figure, axes = _panel()
+    largest = max(*streams, 8)
+    P = np.geomspace(1, largest, 100)
+    for (corpus, published), dashes in zip(LAWS.items(), ("--", ":"), strict=True):
+        factor = 1 + published.k * np.log(P)
+        axes.plot(P, factor, color=MUTED, linestyle=dashes, label=f"paper, {corpus}: k = {published.k:.3f}")
+    if law.k_documents is not None:
+        low, high = (1 + k * np.log(P) for k in law.k_documents)
+        axes.fill_between(P, low, high, color=MUTED, alpha=0.25, linewidth=0)
+    axes.plot(P, 1 + law.fit.k * np.log(P), color=TEXT, linewidth=1.8, label=f"here: k = {law.fit.k:.3f}")
+    for count in streams:
+        axes.plot(count, law.worth(count), palette.marker(count), color=palette.colour(count), zorder=5)
+    _stream_axis(axes, sorted({*streams, *(2**i for i in range(int(math.log2(largest)) + 1))}))
+    axes.set_ylabel("worth, times the parameters")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def weights(run: Run) -> Figure:
+    """Mean weight of each stream over training, as a heat map: the middle of the scale is even use."""
+    figure, axes = _panel(height=1.35 + 0.3 * run.P)
+    tokens, rows = run.series("mean_weight", streams=True)
+    weight_PT = np.array(rows).T
+    edges = np.concatenate([[_start_of_first(tokens)], tokens])
+    mesh = axes.pcolormesh(
+        edges,
+        np.arange(run.P + 1),
+        weight_PT,
+        cmap="cividis",
+        vmin=0,
+        vmax=max(2 / run.P, float(weight_PT.max())),
+        rasterized=True,
+    )
+    for stream, last in enumerate(weight_PT[:, -1]):
+        axes.annotate(
+            f"{last:.3f}",
+            (1, stream + 0.5),
+            (5, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(np.arange(run.P) + 0.5, [f"stream {p}" for p in range(run.P)])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("tokens trained on")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    bar = figure.colorbar(mesh, ax=axes, pad=0.13, aspect=12, ticks=[0, 1 / run.P, mesh.norm.vmax or 1])
+    bar.ax.set_yticklabels(["0", f"even, 1/{run.P}", f"{mesh.norm.vmax:.2g}"])
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _start_of_first(tokens: Sequence[int]) -> float:
+    """Where the first interval began: log points are evenly spaced, and nothing is before 0."""
+    return max(0, tokens[0] - (tokens[1] - tokens[0])) if len(tokens) > 1 else 0
+
+
+def entropy(found: SweepFindings, palette: Palette) -> Figure:
+    """Entropy of a token's weights within the attainable range, over tokens."""
+    figure = _stream_curves(found, palette, "entropy_relative", "entropy, part of its attainable range")
+    figure.axes[0].set_ylim(-0.03, 1.05)
+    return figure
+
+
+def similarity(found: SweepFindings, palette: Palette) -> Figure:
+    """Mean cosine similarity between the streams' final hidden states, over tokens."""
+    return _stream_curves(found, palette, "mean_cosine_similarity", "mean cosine between streams")
+
+
+def _stream_curves(found: SweepFindings, palette: Palette, key: str, label: str) -> Figure:
+    figure, axes = _panel()
+    labelled = set()
+    for run in found.sweep.runs:
+        tokens, values = run.series(key, streams=True)
+        if tokens:
+            axes.plot(
+                tokens,
+                values,
+                color=palette.colour(run.P),
+                marker=palette.marker(run.P),
+                markersize=4.5,
+                markevery=max(1, len(tokens) // 12),
+                linestyle="-" if run.finished else ":",
+                label=None if run.P in labelled else f"P = {run.P}",
+            )
+            labelled.add(run.P)
+    _token_axis(axes)
+    axes.set_ylabel(label)
+    axes.legend()
+    return figure
+
+
+def price(prices: Sequence[Price], palette: Palette) -> Figure:
+    """Time and memory of training relative to the first P, measured, beside the predicted compute."""
+    figure, axes = _panel()
+    first = prices[0]
+    P = [item.P for item in prices]
+    lines = {
+        "time per token, measured": ([first.tokens_per_second / item.tokens_per_second for item in prices], "-", TEXT),
+        "peak memory, measured": ([item.peak_memory_bytes / first.peak_memory_bytes for item in prices], "-.", TEXT),
+    }
+    flops = [item.flops_per_token for item in prices if item.flops_per_token is not None]
+    if len(flops) == len(prices):
+        lines["compute, predicted"] = ([count / flops[0] for count in flops], ":", MUTED)
+    for label, (values, dashes, colour) in lines.items():
+        axes.plot(P, values, dashes, color=colour, linewidth=1.5, label=label)
+        if colour == TEXT:
+            for count, value in zip(P, values, strict=True):
+                axes.plot(count, value, palette.marker(count), color=palette.colour(count), zorder=5)
+    _stream_axis(axes, P)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"relative to P = {first.P}")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def sweeps(found: Findings) -> Figure:
+    """Final loss over log2 P, a line per sweep."""
+    figure, axes = _panel()
+    drawn = [item for item in found.sweeps if item.streams]
+    for item, colour, marker in zip(drawn, cycle(COLOURS[::-1]), cycle(MARKERS[::-1]), strict=False):
+        axes.plot(
+            item.sweep.streams,
+            [summary.loss for summary in item.streams],
+            color=TEXT if colour == COLOURS[-1] else colour,
+            marker=marker,
+            label=item.sweep.name,
+        )
+    _stream_axis(axes, sorted({P for item in drawn for P in item.sweep.streams}))
+    axes.set_ylabel("final validation loss (nats per token)")
+    axes.legend()
+    return figure
+
+
+def _panel(height: float = _PANEL[1]) -> tuple[Figure, Axes]:
+    figure = new_figure(1, panel=(_PANEL[0], height))
+    return figure, figure.subplots()
+
+
+def _token_axis(axes: Axes) -> None:
+    axes.set_xlabel("tokens trained on")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    tidy(axes)
+
+
+def _stream_axis(axes: Axes, streams: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(streams, [str(P) for P in streams])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(min(streams) / 1.25, max(streams) * 1.5)
+    axes.set_xlabel("streams P")
+    tidy(axes)
+
+
+def _draw_backbone(axes: Axes, loss: float) -> None:
+    axes.axhline(loss, color=MUTED, linestyle="--", linewidth=1.4, label=f"frozen backbone: {loss:.4f}")
+
+
+def _backbone_loss(found: SweepFindings) -> float | None:
+    """The loss of the backbone alone, where all finished runs agree on it."""
+    losses = [run.outcome.backbone_validation_loss for run in found.sweep.finished]
+    return losses[0] if losses and max(losses) - min(losses) < SAME_BACKBONE else None
