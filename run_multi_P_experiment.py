@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Train P = 1, 2, 4, 8 on equal tokens: `python run_multi_P_experiment.py --P-values 1 2 4 8`."""
+
+import sys
+
+from parcontrol.cli.experiment import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""`parcontrol experiment` and run_multi_P_experiment.py: train every P on equal tokens."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import get_console
+from rich.console import Console
+from rich.table import Table
+
+from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
+from parcontrol.cli.train import BASE_CONFIG, _add_flag, _SetOnce
+from parcontrol.config import iter_fields, nearest_key
+from parcontrol.experiment.comparison import NotComparableError, check_plan, check_results
+from parcontrol.experiment.launch import Launcher, console_path
+from parcontrol.experiment.local import LocalLauncher
+from parcontrol.experiment.plan import OUTPUT_DIR, PlannedRun, make_plan
+from parcontrol.experiment.progress import SweepDisplay, duration
+from parcontrol.experiment.sweep import Sweep
+
+if TYPE_CHECKING:
+    from parcontrol.experiment.estimate import Estimate
+
+NOT_FINISHED = 1
+# What the sweep itself decides for each run; --output-dir means the folder of all of them here.
+_DECIDED = ("parscale.P", "output_dir")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains every P, and every seed of it, on the same tokens, one process per run.
+
+    Returns:
+        0 when all runs are finished and can be compared; 1 when some are not, or cannot; 2 when
+        nothing was started because of what the user gave; 128 + the signal's number when SIGINT or
+        SIGTERM came, after the runs have written checkpoints.
+    """
+    args = _parse(argv)
+    keys = {field.name for field in iter_fields()}
+    overrides = {key: value for key, value in vars(args).items() if key in keys}
+    debug = overrides.get("logging.level") == "DEBUG"
+    try:
+        runs = make_plan(_base_config(args.base_config), overrides, args.P_values, args.seeds, args.sweep_dir)
+        debug = runs[0].config.logging.level == "DEBUG"
+        check_plan(runs, args.resume)
+        if args.dry_run:
+            _print_plan(runs)
+            return 0
+        return _sweep(args, runs)
+    except NotComparableError as error:
+        print_error(error, debug)
+        return NOT_FINISHED
+    except ValueError as error:
+        print_error(error, debug)
+        return USAGE_ERROR
+
+
+def _sweep(args: argparse.Namespace, runs: Sequence[PlannedRun]) -> int:
+    launcher = _launcher(args)
+    try:
+        with SweepDisplay(get_console()) as show:
+            sweep = Sweep(runs, launcher, max_parallel=args.max_parallel, fail_fast=args.fail_fast, show=show)
+            statuses = sweep.run()
+    finally:
+        launcher.close()
+    for status in statuses:
+        if status.state == "failed":
+            console = console_path(status.run)
+            print(f"error: {status.run.name} failed: {status.error} (its output: {console})", file=sys.stderr)
+    unfinished = [status.run.name for status in statuses if status.state != "finished"]
+    if unfinished:
+        print(f"not finished: {', '.join(unfinished)}; the same command goes on from their checkpoints")
+    if sweep.signals:
+        return 128 + sweep.signals[0]
+    results = check_results(args.sweep_dir)
+    if unfinished:
+        return NOT_FINISHED
+    data = next(iter(results.values()))
+    print(f"{len(results)} runs finished on the same {data['tokens']:,} tokens, sha256 {data['data_sha256']}")
+    return 0
+
+
+def _launcher(args: argparse.Namespace) -> Launcher:
+    if args.launcher == "local":
+        return LocalLauncher()
+    from parcontrol.experiment.ray_launcher import RayLauncher
+
+    return RayLauncher(args.ray_resources)
+
+
+def _base_config(given: Path | None) -> Path | None:
+    """Without --base-config a sweep starts from the base file; elsewhere from the same defaults."""
+    return given or (BASE_CONFIG if BASE_CONFIG.exists() else None)
+
+
+# --- the plan ---
+
+
+def _print_plan(runs: Sequence[PlannedRun]) -> None:
+    estimates, notes = _estimates(runs)
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "P", "seed", "tokens", "steps", "time (est.)", "memory (est.)", "state", "directory"):
+        table.add_column(column, justify="left" if column in ("run", "state", "directory") else "right", no_wrap=True)
+    for run in runs:
+        config, expected = run.config, estimates.get(run.name)
+        table.add_row(
+            run.name,
+            str(config.parscale.P),
+            str(config.training.seed),
+            f"{run.total_tokens:,}",
+            f"{config.total_steps:,}",
+            "unknown" if expected is None else f">= {duration(expected.seconds)}",
+            "unknown" if expected is None else _gib(expected.memory_bytes),
+            run.state,
+            str(config.run_directory),
+        )
+    console = get_console()
+    # Where nobody looks at it on a screen, no column is cut to the width of one.
+    (console if console.is_terminal else Console(width=1000)).print(table)
+    for note in notes:
+        print(note)
+
+
+def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list[str]]:
+    from parcontrol.experiment.estimate import Setting, estimate, matrix_product_rate, model_size
+    from parcontrol.training.device import choose_precision
+    from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
+
+    first = runs[0].config
+    precision = choose_precision(first.training)
+    device = precision.device
+    positions = CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_ACCELERATOR
+    setting = Setting(device, precision.backbone, precision.compute, positions)
+    try:
+        rate = matrix_product_rate(first, model_size(first), setting)
+        estimates = {run.name: estimate(run.config, setting, rate) for run in runs}
+    except ValueError as error:
+        return {}, [f"Time and memory are unknown: {error}"]
+    compute = str(setting.compute).removeprefix("torch.")
+    total = sum(estimates[run.name].seconds for run in runs)
+    return estimates, [
+        f"Estimates for {device} at the rate of a {compute} matrix product measured now, {rate / 1e12:.3g} TFLOP/s, "
+        f"as if all work ran at that rate: the time is a lower bound, {duration(total)} for all whole runs one by one.",
+        "Memory is what a training step keeps by formula. Both formulae: docs/experiment.md.",
+    ]
+
+
+def _gib(number: float) -> str:
+    return f"~ {number / 2**30:.2f} GiB"
+
+
+# --- flags ---
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        given = unknown[0].split("=")[0]
+        if not given.startswith("--"):
+            parser.error(f"unexpected argument {given!r}: every value follows its flag")
+        parser.error(f"unknown flag {given!r}; the nearest is {nearest_key(given, flags)!r}")
+    if args.seeds and hasattr(args, "training.seed"):
+        parser.error("--seeds sets training.seed for each run: leave --seed out")
+    if args.ray_resources and args.launcher != "ray":
+        parser.error("--ray-resources needs --launcher ray")
+    args.ray_resources = dict(args.ray_resources or [])
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="parcontrol experiment",
+        usage="%(prog)s --P-values P [P ...] [--base-config FILE] [--seeds S [S ...]] [any other flag below]",
+        description="Train every P, and every seed of it, on the same tokens with the same budget, one process per "
+        "run. Finished runs are skipped and interrupted ones resumed, so the same command goes on where it stopped.",
+        epilog="Exit code: 0 all finished and comparable, 1 some failed or not comparable, 2 bad input, "
+        "128 + signal interrupted.",
+    )
+    parser.add_argument(
+        "--P-values", type=_positive, nargs="+", required=True, metavar="P", help="numbers of streams, one run each"
+    )
+    parser.add_argument(
+        "--base-config", type=Path, metavar="FILE", help=f"YAML file that all runs share (default: {BASE_CONFIG})"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="S", help="values of training.seed; every P is run with each"
+    )
+    parser.add_argument(
+        "--output-dir",
+        dest="sweep_dir",
+        type=Path,
+        default=OUTPUT_DIR,
+        metavar="DIR",
+        help="folder of the run directories P{P}[_seed{S}] (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-parallel", type=_positive, metavar="N", help="runs at a time (default: 1, on Ray as many as have room)"
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="stop the other runs when one fails")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="where the runs go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ray-resources",
+        type=_resource,
+        nargs="+",
+        metavar="NAME=AMOUNT",
+        help="what each run takes on Ray, such as GPU=1 CPU=4 (default: one GPU, or one CPU where there is none)",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with runs that are already there (default), or refuse to",
+    )
+    parser.add_argument(
+        "--wandb-offline",
+        dest="logging.wandb",
+        action=_SetOnce,
+        nargs=0,
+        const="offline",
+        default=argparse.SUPPRESS,
+        help="log to Weights & Biases offline: the same as --logging.wandb offline",
+    )
+    groups: dict[str, Any] = {}
+    for field in iter_fields():
+        if field.name not in _DECIDED:
+            section = field.name.rpartition(".")[0]
+            if section not in groups:
+                groups[section] = parser.add_argument_group(section)
+            _add_flag(groups[section], field)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a whole number of at least 1 is needed")
+    return int(text)
+
+
+def _resource(text: str) -> tuple[str, float]:
+    name, _, amount = text.partition("=")
+    try:
+        value = float(amount)
+    except ValueError:
+        value = 0.0
+    if not name or not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: NAME=AMOUNT is needed, such as GPU=1")
+    return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
