@@ -1,0 +1,169 @@
+"""Reading sweeps: what is there, what is not, and what is broken."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from parcontrol.analysis.results import load_experiment_results
+from tests.analysis.sweeps import STEPS, TOKENS, write_run, write_sweep
+
+
+def test_a_sweep_is_read_whole_and_in_order(tmp_path):
+    write_sweep(tmp_path / "multi", streams=(4, 1, 2), seeds=(2, 1))
+    (sweep,) = load_experiment_results(tmp_path / "multi").sweeps
+    assert sweep.name == "multi"
+    assert [(run.name, run.P, run.seed) for run in sweep.runs] == [
+        (f"P{P}_seed{seed}", P, seed) for P in (1, 2, 4) for seed in (1, 2)
+    ]
+    assert all(run.finished for run in sweep.runs)
+    assert sweep.streams == [1, 2, 4]
+    run = sweep.at(4)[0]
+    assert run.outcome.tokens == TOKENS
+    assert run.documents.tokens.sum() == run.outcome.validation_predicted_tokens
+    assert run.series("validation_loss")[0] == [0, TOKENS // 4, TOKENS // 2, 3 * TOKENS // 4, TOKENS]
+    assert len(run.series("mean_weight", streams=True)[1][-1]) == 4
+
+
+def test_a_single_run_directory_is_a_sweep_of_one(tmp_path):
+    write_run(tmp_path / "P2_experiment", 2)
+    (sweep,) = load_experiment_results(tmp_path / "P2_experiment").sweeps
+    assert (sweep.name, [run.P for run in sweep.runs]) == ("P2_experiment", [2])
+
+
+def test_a_directory_of_sweeps_gives_each_of_them(tmp_path):
+    write_sweep(tmp_path / "small", streams=(1, 2))
+    write_sweep(tmp_path / "large", streams=(1,))
+    write_run(tmp_path / "P8_experiment", 8)
+    (tmp_path / "logs").mkdir()
+    sweeps = load_experiment_results(tmp_path).sweeps
+    assert [(sweep.path.name, len(sweep.runs)) for sweep in sweeps] == [(tmp_path.name, 1), ("large", 1), ("small", 2)]
+
+
+def test_several_directories_of_one_name_get_names_that_tell_them_apart(tmp_path):
+    for place in ("a", "b"):
+        write_sweep(tmp_path / place / "sweep", streams=(1,))
+    results = load_experiment_results(tmp_path / "a" / "sweep", tmp_path / "b" / "sweep")
+    assert [sweep.name for sweep in results.sweeps] == ["a/sweep", "b/sweep"]
+
+
+def test_an_unfinished_run_is_there_and_marked(tmp_path):
+    write_sweep(tmp_path, streams=(1,))
+    write_run(tmp_path / "P2", 2, steps=10)
+    (sweep,) = load_experiment_results(tmp_path).sweeps
+    (run,) = sweep.unfinished
+    assert (run.name, run.status, run.result, run.documents) == ("P2", f"unfinished, 10 of {STEPS} steps", None, None)
+    assert sweep.streams == [1]
+
+
+def test_a_run_that_has_not_started_is_there_and_marked(tmp_path):
+    write_sweep(tmp_path, streams=(1,))
+    (tmp_path / "P4_seed3").mkdir()
+    (sweep,) = load_experiment_results(tmp_path).sweeps
+    assert [(run.name, run.problem) for run in sweep.broken] == [
+        ("P4_seed3", "has not started: there is no configuration")
+    ]
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+FAULTS = {
+    "config.yaml": (lambda run: (run / "config.yaml").write_text("parscale: {Q: 3}"), "unknown key 'parscale.Q'"),
+    "no meta": (lambda run: (run / "meta.json").unlink(), "cannot be read"),
+    "torn result": (lambda run: (run / "result.json").write_text('{"P": 1'), "no valid JSON"),
+    "missing number": (
+        lambda run: rewrite(run / "result.json", lambda result: result.pop("tokens")),
+        "its result cannot be used: tokens is missing",
+    ),
+    "text for a number": (
+        lambda run: rewrite(run / "result.json", lambda result: result.update(final_validation_loss="2.3")),
+        "final_validation_loss is '2.3'",
+    ),
+    "NaN": (
+        lambda run: rewrite(run / "result.json", lambda result: result.update(final_validation_loss=float("nan"))),
+        "final_validation_loss is nan",
+    ),
+    "no process": (
+        lambda run: rewrite(run / "meta.json", lambda meta: meta.update(processes=[])),
+        "its meta data cannot be used: processes is []",
+    ),
+    "broken record": (lambda run: (run / "metrics.jsonl").write_text("{}\n"), "is no record with a step"),
+    "no tokens": (
+        lambda run: (run / "streams.jsonl").write_text('{"step": 5}\n'),
+        "step 5 does not say how many tokens",
+    ),
+    "no documents": (lambda run: (run / "validation_documents.npz").unlink(), "losses by document are missing"),
+    "torn documents": (lambda run: (run / "validation_documents.npz").write_bytes(b"PK\x03"), "cannot be read"),
+    "half the documents": (
+        lambda run: np.savez(run / "validation_documents.npz", tokens=np.ones(3, int)),
+        "validation_documents.npz has no loss_sum",
+    ),
+    "other lengths": (
+        lambda run: np.savez(
+            run / "validation_documents.npz",
+            tokens=np.ones(3, int),
+            loss_sum=np.ones(2),
+            backbone_loss_sum=np.ones(3),
+        ),
+        "arrays of shapes (3,), (2,), (3,)",
+    ),
+    "infinite loss": (
+        lambda run: np.savez(
+            run / "validation_documents.npz",
+            tokens=np.ones(2, int),
+            loss_sum=np.array([1.0, np.inf]),
+            backbone_loss_sum=np.ones(2),
+        ),
+        "holds a loss that is not finite",
+    ),
+    "no tokens at all": (
+        lambda run: np.savez(
+            run / "validation_documents.npz",
+            tokens=np.zeros(2, int),
+            loss_sum=np.ones(2),
+            backbone_loss_sum=np.ones(2),
+        ),
+        "counts 0 predicted tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_run_is_kept_with_its_reason(tmp_path, fault):
+    write_sweep(tmp_path, streams=(1, 2))
+    damage, reason = FAULTS[fault]
+    damage(tmp_path / "P2")
+    (sweep,) = load_experiment_results(tmp_path).sweeps
+    assert [run.name for run in sweep.runs] == ["P1"]
+    (broken,) = sweep.broken
+    assert broken.name == "P2"
+    assert reason in broken.problem
+    assert "\n" not in broken.problem
+
+
+def test_a_removed_checkpoint_costs_the_sizes_alone(tmp_path):
+    write_run(tmp_path / "P1", 1, final=False)
+    (sweep,) = load_experiment_results(tmp_path).sweeps
+    assert sweep.finished[0].model_config is None
+
+
+def test_what_holds_no_run_is_refused_in_one_line(tmp_path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ValueError, match=r"holds no run: a sweep holds run directories such as P1, P2 or P4_seed1"):
+        load_experiment_results(tmp_path)
+    with pytest.raises(ValueError, match="is no directory"):
+        load_experiment_results(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no directory is given"):
+        load_experiment_results()
+
+
+def test_the_same_run_twice_is_refused(tmp_path):
+    write_sweep(tmp_path / "sweep", streams=(1,))
+    with pytest.raises(ValueError, match="is given twice"):
+        load_experiment_results(tmp_path, tmp_path / "sweep" / ".." / "sweep")
