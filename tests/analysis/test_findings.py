@@ -242,8 +242,7 @@ def test_several_backbones_give_the_joint_law(tmp_path):
     assert found.joint_refused is None
     law = found.joint.fits[0]
     assert law.stream == pytest.approx(0.3, rel=1e-3)
-    assert law.alpha == pytest.approx(PILE.alpha, rel=1e-3)
-    assert law.E == pytest.approx(PILE.E, rel=1e-3)
+    assert (law.E, law.alpha) == (pytest.approx(PILE.E, rel=1e-3), pytest.approx(PILE.alpha, rel=1e-3))
 
 
 def test_the_joint_law_needs_three_sizes_and_equal_tokens(tmp_path):
