@@ -225,6 +225,24 @@ def test_nothing_is_read_from_the_device_between_log_points(make_config: MakeCon
     assert reads.seen, "the watch must see what it is there to see"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["peft", "full"])
+def test_cuda_is_never_waited_for_between_log_points(make_config: MakeConfig, mode: str) -> None:
+    """As above, but judged by the driver: torch raises at every synchronisation."""
+    config = make_config(training__mode=mode, training__device="cuda", training__mixed_precision="bf16")
+    diagnostics = StreamDiagnostics(config, torch.device("cuda"))
+    loop = make_loop(config, diagnostics, Records(), model=make_model(config).to("cuda"))
+    loop._sources[0] = loop.stream.provenance()
+    loop._train_step()  # libraries set themselves up
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        loop._train_step()
+        loop._mark_boundary()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loop.step == 2
+
+
 def test_no_float64_reaches_the_device(make_config: MakeConfig) -> None:
     seen: list[str] = []
 

@@ -417,3 +417,43 @@ def test_a_terminal_gets_a_live_display(make_config: MakeConfig, monkeypatch: py
     assert "768/768 tokens" in shown
     assert "tokens/s" in shown
     assert "left" in shown
+
+
+def test_validation_books_each_token_on_its_document(make_config: MakeConfig) -> None:
+    config = make_config()
+    model = AutoModelForCausalLM.from_pretrained(config.model.name)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.name)
+    validation = load_validation(open_corpus(config.data), tokenizer, sequence_length=32, tokens=512)
+    losses: dict[int, list[float]] = {}
+    for block, owners in zip(validation.blocks, validation.document_ids, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(block)[None]).logits[0].double()
+        for position in range(1, len(block)):
+            loss = -logits[position - 1].log_softmax(-1)[block[position]].item()
+            losses.setdefault(int(owners[position]), []).append(loss)
+    assert len(losses) == validation.documents > 1
+    for batch_size in (1, 3, 16):
+        measured = evaluate(model, validation, choose_precision(config.training), batch_size=batch_size)
+        for document, expected in losses.items():
+            assert measured.tokens[document] == len(expected)
+            assert measured.loss_sum[document] == pytest.approx(sum(expected), rel=1e-6)
+
+
+def test_meta_names_the_commit_of_a_checkout_and_nothing_for_a_copy(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+
+    import parcontrol
+    from parcontrol.training.meta import git_state
+
+    command = ["git", "-C", str(repository), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True)
+    expected = head.stdout.strip() if head.returncode == 0 else None
+    state = git_state()
+    assert (state and state["commit"]) == expected
+    copy = tmp_path / "parcontrol"
+    copy.mkdir()
+    (copy / "__init__.py").touch()
+    monkeypatch.setattr(parcontrol, "__file__", str(copy / "__init__.py"))
+    assert git_state() is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from parcontrol.config import RunConfig
 from parcontrol.data import TrainStream, load_validation, open_corpus
 from parcontrol.logging_setup import setup_logging
@@ -38,6 +40,7 @@ def run(config: RunConfig, resume: bool = True) -> dict[str, Any]:
         if directory.finished:
             return directory.read_result()
         setup_logging(config.logging.level, config.logging.directory, directory.path.name)
+        disable_progress_bar()  # of transformers: bars for a second of loading would tear the display
         with explained(config, directory):
             return _train(config, directory)
 
