@@ -50,7 +50,7 @@ def load_backbone(
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         looked = f"{source!r}" if source == name else f"{name!r} (at {source!r})"
         raise ValueError(f"model {looked} cannot be loaded: {' '.join(str(error).split())}") from error
     return model.to(device), tokenizer
