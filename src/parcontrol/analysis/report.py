@@ -75,23 +75,24 @@ def compose(results: Results, name: str) -> Report:
         document = report_document.build(findings, name)
         plots = [plot for section in document.sections for plot in section.plots]
         pictures = _unique({plot.key: f"{stem}_{file_name(plot.key)}" for plot in plots})
-        svgs = {plot.key: report_plots.to_svg(plot.figure) for plot in plots}
-        pngs = {plot.key: report_plots.to_png(plot.figure) for plot in plots}
+        drawn = {plot.key: report_plots.render(plot.figure) for plot in plots}
     data = {
         f"{stem}.json": _to_json(findings, name),
         f"{stem}_runs.csv": _runs_csv(results),
         f"{stem}_differences.csv": _differences_csv(findings),
         f"{stem}_curves.csv": _curves_csv(results),
     }
-    inline = {plot.key: inline_svg(svgs[plot.key], pictures[plot.key], plot.alt) for plot in plots}
+    inline = {
+        plot.key: inline_svg(drawn[plot.key][0], f"plot{number}", plot.alt) for number, plot in enumerate(plots, 1)
+    }
     texts = {
         f"{stem}.html": _render("report.html.jinja", document=document, drawings=inline, data_files=list(data)),
         f"{stem}.md": _render("report.md.jinja", document=document, files=pictures),
         **data,
-        **{f"{pictures[key]}.svg": svg for key, svg in svgs.items()},
+        **{f"{pictures[key]}.svg": svg for key, (svg, _) in drawn.items()},
     }
-    pictures_png = {f"{pictures[key]}.png": png for key, png in pngs.items()}
-    return Report(document, {file: text.encode() for file, text in texts.items()} | pictures_png)
+    images = {f"{pictures[key]}.png": png for key, (_, png) in drawn.items()}
+    return Report(document, {file: text.encode() for file, text in texts.items()} | images)
 
 
 def file_name(name: str) -> str:
