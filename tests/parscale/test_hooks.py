@@ -50,3 +50,12 @@ def test_beam_search_asks_the_model_to_reorder():
 
 def test_initialisation_is_guarded_by_a_flag():
     assert "_is_hf_initialized" in inspect.getsource(PreTrainedModel._initialize_weights)
+
+
+def test_packed_sequences_are_looked_for_by_one_function():
+    """Training leaves the search out: it would make the host wait for the device in every forward."""
+    from transformers import masking_utils
+
+    positions = list(inspect.signature(masking_utils.find_packed_sequence_indices).parameters)
+    assert positions == ["position_ids"]
+    assert "find_packed_sequence_indices(" in inspect.getsource(masking_utils._preprocess_mask_arguments)

@@ -47,6 +47,9 @@ def load_backbone(
     source = resolve_model(name, mirror)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+            # What transformers makes of a directory without tokenizer files: one that knows no word.
+            raise ValueError("its tokenizer is empty; the tokenizer's files are missing")
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
