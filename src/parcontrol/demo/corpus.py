@@ -27,6 +27,7 @@ TRAIN_SHARDS = 30  # as many as the Pile has, so that "8 of 30 shards" means the
 HELD_OUT_PERCENT: dict[Split, int] = {"val": 8, "test": 5}
 DOCUMENT_CHARACTERS = 6_000
 SHORTEST_DOCUMENT = 200
+LONGEST_DOCUMENT = 12_000  # more without a blank line is a table, such as that of all HTML entities
 RUN_WORDS = 13  # the run length of GPT-3's and the Pile's own overlap filters
 SKIPPED_PARTS = {"test", "tests", "idle_test", "encodings"}  # tests; generated character tables
 
@@ -130,7 +131,8 @@ def cut(text: str) -> list[str]:
     """Cuts a text at blank lines into parts of about `DOCUMENT_CHARACTERS`.
 
     Cuts before an unindented line (a top-level definition) are preferred; within a longer block
-    any blank line serves. Parts shorter than `SHORTEST_DOCUMENT` are dropped.
+    any blank line serves. Parts shorter than `SHORTEST_DOCUMENT` or longer than `LONGEST_DOCUMENT`
+    are dropped.
     """
     blocks = []
     for block in re.split(r"\n\s*\n(?=\S)", text):
@@ -140,7 +142,8 @@ def cut(text: str) -> list[str]:
         if parts[-1] and len(parts[-1]) + len(block) > DOCUMENT_CHARACTERS:
             parts.append("")
         parts[-1] += f"\n\n{block}" if parts[-1] else block
-    return [part for part in (part.strip("\n") for part in parts) if len(part) >= SHORTEST_DOCUMENT]
+    stripped = (part.strip("\n") for part in parts)
+    return [part for part in stripped if SHORTEST_DOCUMENT <= len(part) <= LONGEST_DOCUMENT]
 
 
 def words(text: str) -> list[str]:

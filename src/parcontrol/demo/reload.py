@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-NEW_TOKENS = 48
+NEW_TOKENS = 40
 
 
 def main(directory: str, prompt: str) -> None:

@@ -54,6 +54,8 @@ def facts(config: RunConfig, picture: Path) -> Table:
     run = RunDirectory(config.run_directory)
     result = run.read_result()
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")  # a path that is cut off is no use
     for name, value in _facts(config, run, result, picture).items():
         grid.add_row(name, value)
     return grid

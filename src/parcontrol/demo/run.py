@@ -22,7 +22,7 @@ from parcontrol.runs import RunDirectory
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo_config.yaml"
 OUTPUT_DIRECTORY = "outputs/demo"
-PROMPT = 'def read_lines(path):\n    """Return the lines of a text file as a list."""\n'
+PROMPT = 'def read_lines(path):\n    """Return the lines of a text file as a list."""\n    with'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
