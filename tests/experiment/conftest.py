@@ -53,11 +53,12 @@ def start_sweep(repository: Path) -> StartSweep:
         program: tuple[str, ...] = ("run_multi_P_experiment.py",),
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
         named = [str(part) for pair in flags.items() for part in pair]
         return subprocess.Popen(
             [sys.executable, *program, *map(str, arguments), *named],
             cwd=repository,
-            env=os.environ | {"PYTHONPATH": str(repository)} | dict(environment or {}),
+            env=os.environ | {"PYTHONPATH": path} | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -48,7 +48,7 @@ def test_the_command_gives_exactly_the_configuration(values: dict[str, str]) -> 
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module that prints its process and arguments, and sleeps."""
     (tmp_path / "sleeper.py").write_text(CHILD)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return "sleeper"
 
 

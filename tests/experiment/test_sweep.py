@@ -29,7 +29,7 @@ SLOW = {"FAKE_STEP_SECONDS": "0.1"}
 
 @pytest.fixture(autouse=True)
 def _children_find_the_tests(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setenv("PYTHONPATH", str(repository), prepend=os.pathsep)
 
 
 @pytest.fixture
