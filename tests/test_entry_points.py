@@ -27,6 +27,10 @@ SHIMS = {
     "utils.data_utils": {
         "parcontrol.data": ["TrainStream", "context_ids", "load_validation", "open_corpus", "verify_run"]
     },
+    "utils.analysis_utils": {
+        "parcontrol.analysis.report": ["generate_report"],
+        "parcontrol.analysis.results": ["load_experiment_results"],
+    },
     "utils.logging_setup": {"parcontrol.logging_setup": ["setup_logging"]},
     "utils.wandb_setup": {"parcontrol.training.wandb": ["WandbCallback"]},
     "utils.memory_utils": {"parcontrol.diagnostics.memory": ["MemoryMonitor"]},
@@ -81,7 +85,16 @@ def test_a_shim_holds_the_package_s_own_objects(name: str) -> None:
         assert getattr(shim, attribute) is getattr(importlib.import_module(module), attribute)
 
 
-@pytest.mark.parametrize("name", SHIMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "utils.model_utils",
+        "utils.analysis_utils",
+        "ParScale.modeling_qwen2_parscale",
+        "ParScale.configuration_qwen2_parscale",
+        "ParScale.cost_analysis",
+    ],
+)
 def test_a_shim_can_be_the_first_import(name: str, repository: Path) -> None:
     done = python("-c", f"import {name}", cwd=repository)
     assert done.returncode == 0, done.stderr
@@ -93,7 +106,10 @@ def test_cost_analysis_prints_the_official_line(repository: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Memory: 1.292GB; Latency: 0.049s\n")
 
 
-@pytest.mark.parametrize("script", ["train_parscale.py", "ParScale/cost_analysis.py", "ParScale/parametric_fit.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["train_parscale.py", "run_multi_P_experiment.py", "ParScale/cost_analysis.py", "ParScale/parametric_fit.py"],
+)
 def test_a_script_explains_itself(script: str, repository: Path) -> None:
     done = python(script, "--help", cwd=repository)
     assert done.returncode == 0, done.stderr
@@ -157,3 +173,26 @@ def test_test_setup_fails_clearly_where_the_package_is_not_installed(repository:
     done = python("test_setup.py", cwd=repository, environment={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1
     assert done.stderr == "failed: pydantic is not installed; remedy: pip install -r requirements.txt\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import AutoModelForCausalLM",
+        "from transformers import AutoTokenizer",
+        "from transformers import Qwen2ForCausalLM",
+        "from parcontrol.parscale.modeling_parscale import Qwen2ParScaleForCausalLM",
+    ],
+)
+def test_the_auto_classes_know_parscale_whatever_is_imported_first(first: str, repository: Path) -> None:
+    program = f"""
+import parcontrol
+{first}
+from transformers import AutoConfig, AutoModelForCausalLM
+sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+config = AutoConfig.for_model("qwen2_parscale", num_key_value_heads=1, parscale_n=2, **sizes)
+model = AutoModelForCausalLM.from_config(config)
+print(type(model).__name__, type(config).__module__)
+"""
+    done = python("-c", program, cwd=repository)
+    assert done.stdout == "Qwen2ParScaleForCausalLM parcontrol.parscale.configuration_parscale\n", done.stderr

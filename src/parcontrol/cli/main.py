@@ -28,6 +28,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("parcontrol.cli.train", "train one run"),
+    "experiment": Command("parcontrol.cli.experiment", "train several P, and seeds, on equal tokens"),
+    "report": Command("parcontrol.cli.report", "compare the runs of experiments in one report"),
     "data": Command("parcontrol.cli.data", "check what a run was trained on"),
     "streams": Command("parcontrol.cli.streams", "show how a run uses its streams"),
     "config": Command("parcontrol.cli.config", "explain the configuration keys"),
