@@ -367,7 +367,11 @@ def test_several_sweeps_stand_in_one_report(tmp_path):
     assert page.tables == markdown_tables(files["Planted.md"].read_text())
     for words in ("Sweeps compared", "Sweep a", "Sweep b", "b, P = 2", "No joint law L(N, P) is fitted"):
         assert words in page.text
-    assert ["training.learning_rate", "0.003", "0.01"] in page.tables[2]
+    assert page.tables[0][1:] == [
+        ["a", "Planted-135M", "107M", "2.3960", "2.3810"],
+        ["b", "Planted-135M", "107M", "2.2900", "2.2800"],
+    ]
+    assert page.tables[2][1:] == [["training.learning_rate", "0.003", "0.01"]]
     data = json.loads(files["Planted.json"].read_text())
     assert [item["difference"] for item in data["between_sweeps"]] == pytest.approx([-0.106, -0.101], abs=1e-3)
 
@@ -378,7 +382,7 @@ def test_several_backbones_bring_the_joint_law(tmp_path):
     write_backbones(tmp_path / "sizes", (10**8, 3 * 10**8, 10**9))
     files = report_on(tmp_path / "sizes", to=tmp_path / "out")
     page = page_of(files)
-    assert "over 3 model sizes gives k = 0.300" in page.text
+    assert "Over 3 model sizes the joint law L(N, P) gives k = 0.300" in page.text
     assert "Planted_joint_law.svg" in files
     assert page.tables == markdown_tables(files["Planted.md"].read_text())
 

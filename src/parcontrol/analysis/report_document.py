@@ -30,8 +30,8 @@ from parcontrol.diagnostics.collapse import collapsed
 
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
 NONE = "–"
-# What differs between any two runs without meaning anything.
-_OWN_PLACE = "output_dir"
+# Every key but the one that differs between any two runs without meaning anything.
+_KEYS = [entry.name for entry in iter_fields() if entry.name != "output_dir"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Plot:
     caption: str
     figure: Figure
     wide: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,37 +91,41 @@ class Alert:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report."""
+    """A whole report; the first `lead` paragraphs of the summary are the answer."""
 
     title: str
     subtitle: str
     alerts: list[Alert]
     summary: list[str]
+    lead: int
     sections: list[Section]
 
 
 def build(findings: Findings, title: str) -> Document:
     """Words, tables and plots of a report; call it within `report_plots.style`."""
-    several = len(findings.sweeps) > 1
-    sections, summary = [], []
     palette = Palette([run.P for found in findings.sweeps for run in found.sweep.runs])
-    if several:
-        sections.append(_compared(findings, palette))
-    for number, found in enumerate(findings.sweeps, 1):
-        prefix = f"sweep{number}-" if several else ""
-        if several:
-            sections.append(Section(f"sweep{number}", f"Sweep {found.sweep.name}", 2))
-        sections += _sweep_sections(found, palette, prefix, level=3 if several else 2)
-        summary += [f"{found.sweep.name}: {text}" if several else text for text in _summary(found)]
-    sections.append(_method(findings))
-    alerts = [
+    if len(findings.sweeps) == 1:
+        (only,) = findings.sweeps
+        summary, lead = _summary(only), 2
+        sections = _sweep_sections(only, palette, prefix="", level=2)
+    else:
+        summary, lead = _summary_of_several(findings), 0
+        sections = [_compared(findings, palette)]
+        for number, found in enumerate(findings.sweeps, 1):
+            sections.append(Section(f"sweep{number}", f"Sweep {found.sweep.name}", 2, _summary(found)))
+            sections += _sweep_sections(found, palette, f"sweep{number}-", level=3)
+    return Document(title, _subtitle(findings), _alerts(findings), summary, lead, [*sections, _method()])
+
+
+def _alerts(findings: Findings) -> list[Alert]:
+    several = len(findings.sweeps) > 1
+    return [
         Alert(found.sweep.name if several else "", check)
         for status in ("failed", "unknown")
         for found in findings.sweeps
         for check in found.checks
         if check.status == status
     ]
-    return Document(title, _subtitle(findings), alerts, summary, sections)
 
 
 # --- words ---
@@ -140,6 +145,38 @@ def _summary(found: SweepFindings) -> list[str]:
     texts = [_what_ran(found), _what_differs(found), _against_backbone(found), _what_it_costs(found)]
     texts += [_what_it_is_worth(found), _how_sure(found)]
     return [text for text in texts if text]
+
+
+def _summary_of_several(findings: Findings) -> list[str]:
+    texts = [
+        f"{found.sweep.name}: {_what_ran(found)} {_what_differs(found)}"
+        if found.streams
+        else f"{found.sweep.name}: no run is finished."
+        for found in findings.sweeps
+    ]
+    last = {difference.compared.rpartition(", ")[0]: difference for difference in findings.between}
+    texts += [" ".join(map(_difference_sentence, last.values()))] if last else []
+    texts.append(_joint_words(findings))
+    doubts = dict.fromkeys(_how_sure(found) for found in findings.sweeps if found.streams)
+    return [*texts, *(doubts if len(doubts) == 1 else [])]
+
+
+def _joint_words(findings: Findings) -> str:
+    joint = findings.joint
+    if joint is None:
+        return f"No joint law L(N, P) is fitted: {findings.joint_refused}."
+    fitted, ends = joint.fits[0], joint.uncertainties[0].intervals["k"]
+    P = int(joint.table.P.max())
+    low, high = (1 + k * math.log(P) for k in ends)
+    return (
+        f"Over {joint.table.sizes} model sizes the joint law L(N, P) gives k = {fitted.stream:.3f} ({PERCENT} interval "
+        f"{ends[0]:.3f} to {ends[1]:.3f}), so that P = {P} streams are worth {worth(fitted.parameter_factor(P))} the "
+        f"parameters ({_worths((low, high))}); the paper's fits say {_paper_worth(P)}."
+    )
+
+
+def _paper_worth(P: int) -> str:
+    return _and([f"{worth(1 + law.k * math.log(P))} on {corpus}" for corpus, law in published.LAWS.items()])
 
 
 def _what_ran(found: SweepFindings) -> str:
@@ -216,8 +253,8 @@ def _what_it_is_worth(found: SweepFindings) -> str:
     text = f"By the fitted law, P = {P} streams are worth {worth(law.worth(P))} the parameters here{doubt}"
     if found.parameters is not None:
         text += f", that is {_parameters(law.worth(P) * found.parameters)} instead of {_parameters(found.parameters)}"
-    paper = _and([f"{worth(1 + math.log(P) * fit.k)} on {corpus}" for corpus, fit in published.LAWS.items()])
-    text += f"; the paper's fits say {paper}"
+    text += "".join(f"; with E and α of {other.corpus}, {worth(other.worth(P))}" for other in found.laws[1:])
+    text += f"; the paper's fits say {_paper_worth(P)}"
     if all(run.outcome.mode == "peft" for run in found.sweep.finished):
         text += ", for models that were pretrained whole, which this is not"
     if found.differences and not found.differences[-1].shown:
@@ -240,58 +277,68 @@ def _how_sure(found: SweepFindings) -> str:
 
 
 def _compared(findings: Findings, palette: Palette) -> Section:
-    rows: list[list[str | Cell]] = [
-        [
-            found.sweep.name,
-            _and(dict.fromkeys(map(_short_model, found.sweep.runs))),
-            _stream_cell(summary.P, palette),
-            loss(summary.loss),
-            NONE if found.parameters is None else _parameters(found.parameters),
-        ]
-        for found in findings.sweeps
-        for summary in found.streams
-    ]
-    tables = [Table("Final validation loss", ["sweep", "model", "P", "loss", "parameters"], rows, (0, 1))]
-    if findings.between:
-        tables.append(_difference_table("Later sweeps minus the first, at equal P", findings.between))
-    tables += _configuration_tables([run for found in findings.sweeps for run in found.sweep.runs], labelled=findings)
+    drawn = [found for found in findings.sweeps if found.streams]
     paragraphs = [
         "Sweeps may differ in anything. A difference between them is measured on the same validation "
         "documents, but what caused it is for the configuration below to say."
     ]
-    plots = []
-    if sum(bool(found.streams) for found in findings.sweeps) > 1:
+    tables, plots = [], []
+    if drawn:
+        tables.append(_sweep_table(drawn))
         alt = "Final validation loss over streams: " + "; ".join(
-            f"{found.sweep.name} {_losses_in_words(found)}" for found in findings.sweeps if found.streams
+            f"{found.sweep.name} {_losses_in_words(found)}" for found in drawn
         )
         plots.append(Plot("sweeps", alt, "Final validation loss of each sweep.", report_plots.sweeps(findings)))
+    if findings.between:
+        tables.append(_difference_table("Later sweeps minus the first, at equal P", findings.between))
     if findings.joint is not None:
-        paragraphs.append(_joint_words(findings.joint))
         tables.append(_joint_table(findings.joint))
         alt = "Contours of the fitted loss over parameters and streams, and both laws over streams"
         figure = law_plots.plot_laws([findings.joint])
         plots.append(Plot("joint_law", alt, "The joint law L(N, P).", figure, wide=True))
-    else:
-        paragraphs.append(f"No joint law L(N, P) is fitted: {findings.joint_refused}.")
+    tables += _sweep_configurations(findings)
     return Section("compared", "Sweeps compared", 2, paragraphs, tables, plots)
 
 
-def _joint_words(joint: LawReport) -> str:
-    fitted, doubt = joint.fits[0], joint.uncertainties[0]
-    low, high = doubt.intervals["k"]
-    return (
-        f"The joint law L = {fitted.law.formula} over {joint.table.sizes} model sizes gives k = {fitted.stream:.3f} "
-        f"({PERCENT} interval {low:.3f} to {high:.3f}; paper "
-        f"{_and([f'{law.k:.3f} on {corpus}' for corpus, law in published.LAWS.items()])})."
-    )
+def _sweep_table(sweeps: Sequence[SweepFindings]) -> Table:
+    streams = sorted({P for found in sweeps for P in found.sweep.streams})
+    rows: list[list[str | Cell]] = []
+    for found in sweeps:
+        losses = {summary.P: loss(summary.loss) for summary in found.streams}
+        models = _and(dict.fromkeys(map(_short_model, found.sweep.runs)))
+        size = NONE if found.parameters is None else _parameters(found.parameters)
+        rows.append([found.sweep.name, models, size, *(losses.get(P, NONE) for P in streams)])
+    header = ["sweep", "model", "parameters", *(f"P = {P}" for P in streams)]
+    return Table("Final validation loss (parameters without embeddings)", header, rows, (0, 1))
 
 
 def _joint_table(joint: LawReport) -> Table:
-    rows: list[list[str | Cell]] = [
-        [law, quantity, f"{value:.6g}", NONE if low is None or high is None else f"{low:.4g} to {high:.4g}"]
-        for law, quantity, value, low, high in joint.rows()
-    ]
-    return Table("Joint law and its rival", ["law", "quantity", "value", f"{PERCENT} interval"], rows, (0, 1))
+    header, columns = [""], []
+    for fitted, doubt, aic in zip(joint.fits, joint.uncertainties, joint.aic, strict=True):
+        header.append(fitted.law.name)
+        values = [
+            f"{value:.4g} ({doubt.intervals[name][0]:.4g} to {doubt.intervals[name][1]:.4g})"
+            for name, value in fitted.values().items()
+        ]
+        ends = [f"{fitted.r_squared:.5f}", f"{aic:.1f}".replace("-", "−"), f"{doubt.left_out_rms:.2%}"]
+        columns.append([fitted.law.formula, *values, *ends])
+    names = ["L(N, P)", "E", "A", "k or rho", "alpha", "R²", "AIC", "error on a left-out run, rms"]
+    rows: list[list[str | Cell]] = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+    return Table(f"The joint law and its rival, with {PERCENT} intervals of residuals", header, rows, (0, 1, 2))
+
+
+def _sweep_configurations(findings: Findings) -> list[Table]:
+    """The keys whose values are not the same in all sweeps, a column for each sweep."""
+    rows: list[list[str | Cell]] = []
+    for name in _KEYS:
+        columns = [_and(dict.fromkeys(map(partial(_setting, name), found.sweep.runs))) for found in findings.sweeps]
+        if len(set(columns)) > 1:
+            rows.append([name, *columns])
+    header = ["key", *(found.sweep.name for found in findings.sweeps)]
+    numbers = tuple(range(len(header)))
+    return (
+        [Table("Configuration that differs between sweeps", header, rows, numbers, prose=numbers[1:])] if rows else []
+    )
 
 
 def _sweep_sections(found: SweepFindings, palette: Palette, prefix: str, level: int) -> list[Section]:
@@ -434,13 +481,17 @@ def _streams(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
     if not runs:
         return _Body()
     plots = []
+    shown: set[int] = set()
     for run in runs:
         last = run.streams[-1]["mean_weight"]
         alt = f"Heat map of the streams' weights in {run.name}; at the end " + ", ".join(
             f"stream {p} has {weight:.3f}" for p, weight in enumerate(last)
         )
         caption = f"{run.name}: mean weight of each stream; on the right the last values."
-        plots.append(Plot(f"{prefix}weights_{run.name}", alt, caption, report_plots.weights(run)))
+        # One heat map for each P stands open, those of its other seeds are folded.
+        figure = report_plots.weights(run)
+        plots.append(Plot(f"{prefix}weights_{run.name}", alt, caption, figure, folded=run.P in shown))
+        shown.add(run.P)
     for key, draw, caption in (
         (
             "entropy",
@@ -544,33 +595,20 @@ def _configuration(found: SweepFindings, palette: Palette, prefix: str) -> _Body
     return _Body([], _configuration_tables(found.sweep.runs))
 
 
-def _configuration_tables(runs: Sequence[Run], labelled: Findings | None = None) -> list[Table]:
-    """What differs between runs (by sweep, where `labelled` says of which each is), and what does not."""
+def _configuration_tables(runs: Sequence[Run]) -> list[Table]:
     if not runs:
         return []
-    names = [entry.name for entry in iter_fields() if entry.name != _OWN_PLACE]
-    value = {name: partial(_setting, name) for name in names}
-    differ = [name for name in names if len(set(map(value[name], runs))) > 1]
-    if labelled is not None:
-        rows: list[list[str | Cell]] = [
-            [name, *(_settings(found.sweep.runs, value[name]) for found in labelled.sweeps)] for name in differ
-        ]
-        header = ["key", *(found.sweep.name for found in labelled.sweeps)]
-        columns = tuple(range(len(header)))
-        return [Table("Configuration that differs", header, rows, columns, prose=columns[1:])] if rows else []
-    rows = [[name, grouped(runs, value[name], between="; ")] for name in differ]
+    value = {name: partial(_setting, name) for name in _KEYS}
+    differ = [name for name in _KEYS if len(set(map(value[name], runs))) > 1]
+    rows: list[list[str | Cell]] = [[name, grouped(runs, value[name], between="; ")] for name in differ]
     tables = [Table("Keys that differ", ["key", "values"], rows, (0, 1), prose=(1,))] if rows else []
-    rows = [[name, value[name](runs[0])] for name in names if name not in differ]
+    rows = [[name, value[name](runs[0])] for name in _KEYS if name not in differ]
     return [*tables, Table("Keys that all runs share", ["key", "value"], rows, (0, 1), prose=(1,), folded=True)]
 
 
 def _setting(name: str, run: Run) -> str:
     value = attrgetter(name)(run.config)
     return "null" if value is None else str(value)
-
-
-def _settings(runs: Iterable[Run], value: Callable[[Run], str]) -> str:
-    return _and(dict.fromkeys(map(value, runs)))
 
 
 def _provenance(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
@@ -635,7 +673,7 @@ def _shard_tables(found: SweepFindings) -> list[Table]:
     ]
 
 
-def _method(findings: Findings) -> Section:
+def _method() -> Section:
     text = [
         "Losses are natural-log cross entropies per predicted token over the same fixed documents, measured on the "
         "model as it is saved.",

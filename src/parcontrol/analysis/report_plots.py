@@ -346,7 +346,7 @@ def sweeps(found: Findings) -> Figure:
     """Final loss over log2 P, a line per sweep."""
     figure, axes = _panel()
     drawn = [item for item in found.sweeps if item.streams]
-    for item, colour, marker in zip(drawn, cycle(COLOURS[::-1]), cycle(MARKERS[::-1]), strict=False):
+    for item, colour, marker in zip(drawn, cycle(COLOURS[::-1]), cycle(MARKERS), strict=False):
         axes.plot(
             item.sweep.streams,
             [summary.loss for summary in item.streams],
