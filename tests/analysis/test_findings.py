@@ -138,7 +138,7 @@ def test_runs_that_differ_in_more_than_P_are_not_compared(tmp_path, changes, rea
     good, bad = found.differences
     assert good.verdict == "lower"
     assert (bad.value, bad.documents, bad.verdict) == (None, None, f"not compared: {reason}")
-    assert (found.laws, found.unfitted) == ([], reason)
+    assert (found.laws, found.unfitted) == ([], f"the runs cannot be compared ({reason})")
     # Against its own backbone every run can be compared.
     assert found.streams[-1].gain.value == pytest.approx(-GAINS[4])
 

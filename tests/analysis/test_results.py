@@ -98,6 +98,14 @@ FAULTS = {
         lambda run: (run / "streams.jsonl").write_text('{"step": 5}\n'),
         "step 5 does not say how many tokens",
     ),
+    "no weights": (
+        lambda run: (run / "streams.jsonl").write_text('{"step": 5, "tokens": 9}\n'),
+        "a record of step 5 has no argmax_share, cosine_similarity",
+    ),
+    "no hash": (
+        lambda run: (run / "provenance.jsonl").write_text('{"step": 5, "tokens": 9, "shards": []}\n'),
+        "a record of step 5 has no sha256",
+    ),
     "no documents": (lambda run: (run / "validation_documents.npz").unlink(), "losses by document are missing"),
     "torn documents": (lambda run: (run / "validation_documents.npz").write_bytes(b"PK\x03"), "cannot be read"),
     "half the documents": (

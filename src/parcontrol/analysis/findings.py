@@ -360,7 +360,10 @@ def _analyse_sweep(sweep: Sweep, samples: DocumentSamples) -> SweepFindings:
     first, later = sweep.streams[:1], sweep.streams[1:]
     differences = [_stream_difference(sweep, P, first[0], samples) for P in later]
     refused = next((difference.refused for difference in differences if difference.refused), None)
-    laws, unfitted = ([], refused) if refused else _stream_laws(sweep, samples)
+    if refused is None:
+        laws, unfitted = _stream_laws(sweep, samples)
+    else:
+        laws, unfitted = [], f"the runs cannot be compared ({refused})"
     return SweepFindings(
         sweep,
         check_sweep(sweep),

@@ -313,7 +313,7 @@ def _sweep_table(sweeps: Sequence[SweepFindings]) -> Table:
 
 
 def _joint_table(joint: LawReport) -> Table:
-    header, columns = [""], []
+    header, columns = ["constant"], []
     for fitted, doubt, aic in zip(joint.fits, joint.uncertainties, joint.aic, strict=True):
         header.append(fitted.law.name)
         values = [
@@ -397,7 +397,7 @@ def _losses(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
 
 
 def _loss_table(found: SweepFindings, palette: Palette) -> Table:
-    header = ["", "loss, nats", "perplexity", "minus backbone", f"{PERCENT} interval, documents"]
+    header = ["streams", "loss, nats", "perplexity", "minus backbone", f"{PERCENT} interval, documents"]
     several = any(summary.seed_spread is not None for summary in found.streams)
     if several:
         header += ["seeds", "spread", f"{PERCENT} interval, seeds"]
@@ -447,7 +447,7 @@ def _worth_section(found: SweepFindings, palette: Palette, prefix: str) -> _Body
     header += [f"{PERCENT} interval, residuals", "k in the paper"] if ends else ["k in the paper"]
     rows: list[list[str | Cell]] = [_law_row(law, bool(ends)) for law in found.laws]
     tables = [Table("The fitted law", header, rows)]
-    header = ["", "here", f"{PERCENT} interval, documents", "as many parameters as"]
+    header = ["streams", "here", f"{PERCENT} interval, documents", "as many parameters as"]
     header += [f"paper, {corpus}" for corpus in published.LAWS]
     rows = [
         [
@@ -541,7 +541,15 @@ def _price(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
         "down. The predicted compute is that of a forward pass by the formulas of the cost model, to which a backward "
         "pass adds nearly the same multiple at every P.",
     ]
-    header = ["", "tokens/s", "time per token", "predicted compute", "peak memory", "relative", "waited for data"]
+    header = [
+        "streams",
+        "tokens/s",
+        "time per token",
+        "predicted compute",
+        "peak memory",
+        "relative",
+        "waited for data",
+    ]
     rows: list[list[str | Cell]] = [
         [
             _stream_cell(item.P, palette),
@@ -570,7 +578,7 @@ def _price(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
             for P, cost in costs
         ]
         caption = f"Inference, predicted: 64 tokens after 64, batch 1, bf16, {DEFAULT_ACCELERATOR}"
-        tables.append(Table(caption, ["", "memory", "latency", "memory, relative", "latency, relative"], rows))
+        tables.append(Table(caption, ["streams", "memory", "latency", "memory, relative", "latency, relative"], rows))
     paragraphs += [f"P = {item.P} has no prediction: {item.unpredicted}." for item in found.prices if item.unpredicted]
     plots = []
     if len(found.prices) > 1:
@@ -588,7 +596,9 @@ def _validity(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
     rows: list[list[str | Cell]] = [
         [Cell(check.status, check.status.replace(" ", "-")), check.title, check.detail] for check in found.checks
     ]
-    return _Body([], [Table("What the comparison rests on", ["", "check", "found"], rows, (0, 1, 2), prose=(1, 2))])
+    return _Body(
+        [], [Table("What the comparison rests on", ["status", "check", "found"], rows, (0, 1, 2), prose=(1, 2))]
+    )
 
 
 def _configuration(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
@@ -643,7 +653,7 @@ def _provenance(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
             "training data hash": lambda run: run.provenance[-1]["sha256"] if run.provenance else NONE,
         }
         rows = [[name, _one_or_grouped(known, value)] for name, value in facts.items()]
-        tables.append(Table("Data and model", ["", "value"], rows, (0, 1), prose=(1,)))
+        tables.append(Table("Data and model", ["fact", "value"], rows, (0, 1), prose=(1,)))
     return _Body([], tables + _shard_tables(found))
 
 

@@ -25,6 +25,12 @@ Record = dict[str, Any]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
+# What the analysis takes out of the records of stream statistics and of provenance.
+_STREAM_KEYS = frozenset(
+    "mean_weight argmax_share entropy entropy_relative kl_uniform gini cosine_similarity mean_cosine_similarity".split()
+)
+_PROVENANCE_KEYS = frozenset({"shards", "sha256"})
+
 # How a sweep names its runs; such a directory is a run even before anything is in it.
 _RUN_NAME = re.compile(r"P\d+(_seed\d+)?")
 
@@ -261,7 +267,10 @@ def _find_sweeps(root: Path) -> list[tuple[Path, list[Path]]]:
 
 
 def _subdirectories(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be read: {error.strerror}") from error
 
 
 def _is_run(directory: Path) -> bool:
@@ -313,9 +322,8 @@ def _read_run(path: Path) -> Run:
     directory = RunDirectory(path)
     config = directory.read_config()
     records = (directory.read_metrics(), directory.read_streams(), directory.read_provenance())
-    for record in (record for kind in records for record in kind):
-        if type(record.get("tokens")) is not int:
-            raise ValueError(f"a record of step {record['step']} does not say how many tokens it stands at")
+    for kind, keys in zip(records, (frozenset(), _STREAM_KEYS, _PROVENANCE_KEYS), strict=True):
+        _check_records(kind, keys)
     if not directory.finished:
         meta = _meta(directory) if records[0] else None
         return Run(path.name, path, config, meta, *records, result=None, documents=None, model_config=None)
@@ -329,6 +337,15 @@ def _read_run(path: Path) -> Run:
         documents=_read_documents(directory.validation_documents_path),
         model_config=read_config(str(directory.final_dir)) if directory.final_dir.is_dir() else None,
     )
+
+
+def _check_records(records: list[Record], keys: frozenset[str]) -> None:
+    for record in records:
+        if type(record.get("tokens")) is not int:
+            raise ValueError(f"a record of step {record['step']} does not say how many tokens it stands at")
+        missing = keys - record.keys()
+        if missing:
+            raise ValueError(f"a record of step {record['step']} has no {', '.join(sorted(missing))}")
 
 
 def _meta(directory: RunDirectory) -> RunMeta:
