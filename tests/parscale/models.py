@@ -19,7 +19,14 @@ SIZES = {
     "pad_token_id": 0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
 }
-EXTRA = {"Qwen3": {"head_dim": 8}, "Mistral": {"sliding_window": None}}
+EXTRA = {
+    "Gemma": {"head_dim": 8},
+    "Mistral": {"sliding_window": None},
+    "Phi3": {"sliding_window": None},
+    "Qwen3": {"head_dim": 8},
+    "SmolLM3": {"use_sliding_window": False},
+    "Starcoder2": {"sliding_window": None},
+}
 
 
 def tiny_backbone(architecture="Qwen2", tied=True, seed=0, **overrides):

@@ -14,37 +14,15 @@ from parcontrol.parscale.convert import (
     drop_streams,
     parscale_parameters,
 )
+from parcontrol.parscale.register import ARCHITECTURES
 from tests.parscale.models import SIZES, tiny_backbone, tiny_parscale, tokens
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
-ARCHITECTURES = [
-    "Qwen2",
-    "Llama",
-    "Qwen3",
-    "Mistral",
-    "Gemma",
-    "Olmo",
-    "Olmo2",
-    "Phi3",
-    "Granite",
-    "Starcoder2",
-    "SmolLM3",
-]
-EXTRA = {
-    "Gemma": {"head_dim": 8},
-    "Phi3": {"sliding_window": None},
-    "Starcoder2": {"sliding_window": None},
-    "SmolLM3": {"use_sliding_window": False},
-}
-
-
-def backbone_of(architecture):
-    return tiny_backbone(architecture, **EXTRA.get(architecture, {}))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_conversion_shares_the_backbone_and_is_reversible(architecture):
-    backbone = backbone_of(architecture)
+    backbone = tiny_backbone(architecture)
     before = copy.deepcopy(backbone.state_dict())
     ids = tokens(2, 6)
     expected = backbone(ids).logits
@@ -66,7 +44,7 @@ def test_conversion_shares_the_backbone_and_is_reversible(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_context_prefix_is_the_backbone_with_context(architecture):
     """Equal weights over streams that each continue their own text; the text sits at positions −K … −1."""
-    backbone = backbone_of(architecture)
+    backbone = tiny_backbone(architecture)
     context, ids = tokens(3, 4, seed=8), tokens(2, 6)
     model = convert_to_parscale_model(backbone, create_parscale_config(3, 4), context_ids=context)
     positions = torch.arange(-4, 6)[None]

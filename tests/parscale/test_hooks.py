@@ -59,3 +59,14 @@ def test_packed_sequences_are_looked_for_by_one_function():
     positions = list(inspect.signature(masking_utils.find_packed_sequence_indices).parameters)
     assert positions == ["position_ids"]
     assert "find_packed_sequence_indices(" in inspect.getsource(masking_utils._preprocess_mask_arguments)
+
+
+def test_auto_classes_look_up_names_in_tables():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    assert CONFIG_MAPPING._mapping["qwen2_parscale"] == "Qwen2ParScaleConfig"
+    assert "qwen2_parscale" in CONFIG_MAPPING._modules
+    assert MODEL_FOR_CAUSAL_LM_MAPPING._reverse_config_mapping["Qwen2ParScaleConfig"] == "qwen2_parscale"
+    assert MODEL_FOR_CAUSAL_LM_MAPPING._model_mapping["qwen2_parscale"] == "Qwen2ParScaleForCausalLM"
+    assert "qwen2_parscale" in MODEL_FOR_CAUSAL_LM_MAPPING._modules

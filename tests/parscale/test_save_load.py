@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
+from parcontrol.parscale.register import ARCHITECTURES
 from tests.parscale.models import tiny_backbone, tiny_parscale, tokens
 
 STREAMS = [(1, 0), (1, 5), (2, 5), (8, 3)]
@@ -35,6 +36,14 @@ print(type(model).__name__)
 """
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_registered_architecture_loads_by_its_model_type(tmp_path, architecture):
+    backbone = tiny_backbone(architecture)
+    model = convert_to_parscale_model(backbone, create_parscale_config(2, 4))
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(model)
+
+
 @pytest.mark.parametrize("architecture", ["Qwen2", "Llama"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("P", "K"), STREAMS)
@@ -49,7 +58,7 @@ def test_save_and_load_is_exact(tmp_path, P, K, tied, architecture):
     assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("architecture", "P"), [("Qwen2", 2), ("Qwen2", 1), ("Llama", 2), ("Olmo2", 2)])
+@pytest.mark.parametrize(("architecture", "P"), [("Qwen2", 2), ("Qwen2", 1), ("Llama", 2), ("Cohere", 2)])
 def test_loads_without_parcontrol_to_the_same_bits(tmp_path, architecture, P):
     model = tiny_parscale(P, 5, architecture)
     directory, again = tmp_path / "model", tmp_path / "again"

@@ -2,15 +2,31 @@
 
 `import parcontrol` calls `register_auto_classes`; the work is done if and when somebody imports the Auto classes, so
 that commands which need no model start at once. Checkpoints of other backbones carry their own code and load with
-`trust_remote_code=True`, or after `convert_to_parscale_model` has made their class.
+`trust_remote_code=True`.
+
+The Auto classes are imported in the middle of transformers' own imports, where neither a configuration nor a model
+class can be made yet. So nothing is imported then: our names join the Auto classes' own tables, which look classes up
+in a module when they are asked for, and that module is a proxy that imports ours on first use.
 """
 
-import sys
 from types import ModuleType
 
 import wrapt
 
-ARCHITECTURES = ("Qwen2", "Llama", "Qwen3", "Mistral")
+# Tested backbones. Their model type is their name in lower case.
+ARCHITECTURES = (
+    "Gemma",
+    "Granite",
+    "Llama",
+    "Mistral",
+    "Olmo",
+    "Olmo2",
+    "Phi3",
+    "Qwen2",
+    "Qwen3",
+    "SmolLM3",
+    "Starcoder2",
+)
 
 
 def register_auto_classes() -> None:
@@ -19,28 +35,23 @@ def register_auto_classes() -> None:
     wrapt.register_post_import_hook(_register_models, "transformers.models.auto.modeling_auto")
 
 
-def _names(kind: str) -> list[str]:
-    return [f"{base}ParScale{prefix}{kind}" for base in ARCHITECTURES for prefix in ("", "Prefix")]
+def _names() -> dict[str, str]:
+    """Model types with the start of their class names, such as `qwen2_parscale`: `Qwen2ParScale`."""
+    plain = {f"{base.lower()}_parscale": f"{base}ParScale" for base in ARCHITECTURES}
+    return plain | {f"{model_type}_prefix": f"{name}Prefix" for model_type, name in plain.items()}
 
 
 def _register_configs(auto: ModuleType) -> None:
-    if "transformers.models.auto.modeling_auto" in sys.modules:
-        return  # in the middle of its own import, when no model can be imported yet; its hook comes next
-
-    from parcontrol.parscale import configuration_parscale
-
-    for name in _names("Config"):
-        config_class = getattr(configuration_parscale, name)
-        auto.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    ours = wrapt.lazy_import("parcontrol.parscale.configuration_parscale")
+    for model_type, name in _names().items():
+        auto.CONFIG_MAPPING._mapping[model_type] = f"{name}Config"
+        auto.CONFIG_MAPPING._modules[model_type] = ours
 
 
 def _register_models(auto: ModuleType) -> None:
-    from transformers import AutoConfig
-
-    from parcontrol.parscale import modeling_parscale
-
-    for name in _names("ForCausalLM"):
-        model_class = getattr(modeling_parscale, name)
-        config_class = model_class.config_class
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        auto.AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    ours = wrapt.lazy_import("parcontrol.parscale.modeling_parscale")
+    mapping = auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    for model_type, name in _names().items():
+        mapping._reverse_config_mapping[f"{name}Config"] = model_type
+        mapping._model_mapping[model_type] = f"{name}ForCausalLM"
+        mapping._modules[model_type] = ours
