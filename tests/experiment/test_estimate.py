@@ -14,11 +14,12 @@ from parcontrol.config import RunConfig, load_config
 from parcontrol.experiment.estimate import (
     ModelSize,
     Setting,
+    activation_bytes,
     estimate,
     matrix_product_rate,
     model_size,
+    parameter_bytes,
     run_flops,
-    run_memory,
     validations,
 )
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
@@ -92,20 +93,22 @@ def test_memory_of_a_peft_run_by_hand() -> None:
     rows = 2 * 10 * 3
     layer = 8 * 8 + 2 * (4 * 8 + 3 * 16)  # two norms in float32; attention and MLP in bf16
     after = 10 * 8
-    expected = (1400 - 70) * 2 + 70 * 16 + rows * (3 * layer + after) + 128 * 100 * 8
     setting = Setting(CPU, torch.bfloat16, torch.bfloat16, 128)
-    assert run_memory(tiny(), SIZE, setting) == expected
+    assert parameter_bytes(tiny(), SIZE, setting) == (1400 - 70) * 2 + 70 * 16
+    assert activation_bytes(tiny(), SIZE, setting) == rows * (3 * layer + after) + 128 * 100 * 8
 
 
 def test_memory_of_a_full_run_by_hand() -> None:
     rows = 2 * 10 * 3
     layer = 16 * 8 + 2 * (4 * 8 + 4 * 16 + 5 * 8)
     after = 10 * 8
-    expected = 1400 * 16 + 1000 * 2 + rows * (3 * layer + after) + 128 * 100 * 8 + 300 * 4
+    expected = rows * (3 * layer + after) + 128 * 100 * 8 + 300 * 4
     setting = Setting(CPU, torch.float32, torch.bfloat16, 128)
-    assert run_memory(tiny(training__mode="full"), SIZE, setting) == expected
+    full = tiny(training__mode="full")
+    assert parameter_bytes(full, SIZE, setting) == 1400 * 16 + 1000 * 2
+    assert activation_bytes(full, SIZE, setting) == expected
     checkpointed = tiny(training__mode="full", training__gradient_checkpointing=True)
-    assert run_memory(checkpointed, SIZE, setting) == expected + rows * (2 * 2 * 8 - layer)
+    assert activation_bytes(checkpointed, SIZE, setting) == expected + rows * (2 * 2 * 8 - layer)
 
 
 @pytest.mark.parametrize("mode", ["peft", "full"])
@@ -121,7 +124,7 @@ def test_activations_are_what_autograd_keeps(mode: str, compute: torch.dtype, P:
         ModelSize(0, 0, 0, 0, 0, layers=layers, hidden=64, intermediate=160, attention=64, vocabulary=0)
         for layers in (2, 4)
     ]
-    predicted = run_memory(config, sizes[1], setting) - run_memory(config, sizes[0], setting)
+    predicted = activation_bytes(config, sizes[1], setting) - activation_bytes(config, sizes[0], setting)
     assert predicted == pytest.approx(kept, rel=0.08)
 
 
