@@ -151,7 +151,7 @@ def test_test_documents_are_compared_with_validation_too() -> None:
 @given(
     st.lists(
         st.tuples(st.sampled_from(["", "    "]), st.integers(1, 900), st.sampled_from(["\n", "\n\n", "\n \n\n"])),
-        max_size=12,
+        max_size=9,
     )
 )
 def test_cutting_loses_no_line_and_keeps_the_order(blocks: list[tuple[str, int, str]]) -> None:

@@ -67,7 +67,7 @@ def demonstrate(config: RunConfig, picture_copy: Path | None = None) -> None:
     if directory.finished:
         console.print(f"{directory.path} is already finished: delete it to train again")
     else:
-        console.print(f"[bold]Training[/] P = {config.parscale.P}, {config.total_steps} steps")
+        console.print(f"[bold]Training[/] into {directory.path}, P = {config.parscale.P}, {config.total_steps} steps")
     run(config)
     pictures = [directory.path / "loss_curve.png", *([picture_copy] if picture_copy else [])]
     for picture in pictures:
