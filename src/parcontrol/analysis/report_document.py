@@ -191,7 +191,7 @@ def _what_ran(found: SweepFindings) -> str:
     text = f"{models} trained with P = {_and(found.sweep.streams)} on {budget} tokens{each}; {how}."
     open_runs = len(found.sweep.unfinished) + len(found.sweep.broken)
     if open_runs:
-        text += f" {_count(open_runs, 'run')} more {'is' if open_runs == 1 else 'are'} not finished and left out."
+        text += f" {open_runs} more {'run is' if open_runs == 1 else 'runs are'} not finished and left out."
     return text
 
 

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
 from parcontrol.analysis.figures import COLOURS, new_figure, tidy
 from parcontrol.analysis.findings import Difference, Findings, Price, StreamLaw, SweepFindings
@@ -141,7 +141,7 @@ def loss_over_streams(found: SweepFindings, palette: Palette) -> Figure:
             _draw_backbone(axes, backbone)
     else:
         figure, axes = _broken_panel(found, palette, backbone, above=backbone > max(losses))
-    axes.set_ylabel("final validation loss (nats per token)")
+    axes.set_ylabel("final loss (nats per token)")
     axes.legend()
     return figure
 
@@ -205,6 +205,7 @@ def differences(found: SweepFindings, palette: Palette) -> Figure:
         axes.plot(difference.value, row, palette.marker(P), color=palette.colour(P), zorder=5, markersize=7)
     axes.set_yticks(range(len(shown)), [f"P = {P}" for P, _ in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(f"loss minus that of {shown[0][1].reference} (nats per token)")
     axes.tick_params(axis="y", length=0)
     tidy(axes)
