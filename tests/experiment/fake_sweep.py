@@ -6,5 +6,5 @@ from parcontrol.cli import experiment
 from parcontrol.experiment.local import LocalLauncher
 
 if __name__ == "__main__":
-    experiment.LocalLauncher = lambda: LocalLauncher("tests.experiment.fake_train")  # type: ignore[misc, assignment]
+    experiment.LocalLauncher = lambda: LocalLauncher("tests.experiment.fake_train")
     sys.exit(experiment.main())

@@ -14,7 +14,7 @@ def main() -> int:
     real = "--real" in sys.argv
     module = TRAIN_MODULE if real else "tests.experiment.fake_train"
     ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-    experiment._launcher = lambda args: RayLauncher(args.ray_resources, module)  # type: ignore[assignment]
+    experiment._launcher = lambda args: RayLauncher(args.ray_resources, module)
     return experiment.main([argument for argument in sys.argv[1:] if argument != "--real"])
 
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from parcontrol.experiment.plan import PlannedRun, make_plan
@@ -78,6 +79,7 @@ def test_two_workers_train_three_runs_and_a_failed_one_is_reported(ray_sweep: St
     assert {result["tokens"] for result in results} == {STEPS * 128}
 
 
+@pytest.mark.full
 def test_a_signal_and_then_a_kill_and_the_sweep_goes_on(ray_sweep: StartRay, runs: list[PlannedRun]) -> None:
     first = ray_sweep(**SLOW)
     wait_for(lambda: step_of(runs[0]) >= 2 and step_of(runs[1]) >= 2, seconds=200)
@@ -103,6 +105,19 @@ def test_a_signal_and_then_a_kill_and_the_sweep_goes_on(ray_sweep: StartRay, run
         assert [record["step"] for record in run.directory.read_metrics()] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.full
+def test_a_run_that_ray_loses_has_failed_and_the_others_finish(ray_sweep: StartRay, runs: list[PlannedRun]) -> None:
+    process = ray_sweep(FAKE_STEP_SECONDS="1")
+    wait_for(lambda: step_of(runs[0]) >= 2, seconds=200)
+    psutil.Process(process_of(runs[0])).parent().kill()  # Ray's worker, as when its node goes
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "error: P1 failed: Ray lost the run: " in err
+    assert [run.state for run in runs][1:] == ["finished", "finished"]
+    assert runs[0].state != "finished"
+
+
+@pytest.mark.full
 def test_resources_that_no_node_has_are_refused(ray_sweep: StartRay, runs: list[PlannedRun]) -> None:
     process = ray_sweep("--ray-resources", "CPU=3")
     _, err = process.communicate()

@@ -133,7 +133,7 @@ def test_a_run_that_is_lost_is_a_failure(runs: list[PlannedRun]) -> None:
             raise AssertionError
 
     class Losing(LocalLauncher):
-        def start(self, run: PlannedRun) -> Lost:  # type: ignore[override]
+        def start(self, run: PlannedRun) -> Lost:
             return Lost()
 
     (status, *_) = Sweep(runs[:1], Losing()).run()
@@ -149,7 +149,7 @@ def test_a_directory_in_use_is_waited_for(runs: list[PlannedRun]) -> None:
         if statuses[1].state == "finished" and statuses[0].state == "in use":
             held.close()  # the others did not wait for it
 
-    assert set(states(Sweep(runs[:2], Recorder(), show=show).run()).values()) == {"finished"}  # type: ignore[arg-type]
+    assert set(states(Sweep(runs[:2], Recorder(), show=show).run()).values()) == {"finished"}
     assert seen >= {"in use", "running", "finished"}
 
 
