@@ -44,7 +44,7 @@ _STEP = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial-"
 
 # Where a run goes, what it prints and how fast it reads do not change what it computes.
-_MAY_DIFFER = ("output_dir", "logging.", "training.device", "data.num_workers")
+MAY_DIFFER = ("output_dir", "logging.", "training.device", "data.num_workers")
 
 Record = dict[str, Any]
 
@@ -256,7 +256,7 @@ class RunDirectory:
         differences = {
             key: values
             for key, values in config_differences(self.read_config(), config).items()
-            if not key.startswith(_MAY_DIFFER)
+            if not key.startswith(MAY_DIFFER)
         }
         if differences:
             listed = ", ".join(f"{key} {old!r} there, {new!r} now" for key, (old, new) in differences.items())

@@ -10,7 +10,6 @@ import pytest
 
 from parcontrol.analysis.results import load_experiment_results
 from parcontrol.analysis.validity import check_sweep, same_documents, why_incomparable
-from parcontrol.diagnostics import collapse
 from tests.analysis.sweeps import BACKBONE_LOSS, GAINS, TOKENS, write_run, write_sweep
 
 SEEDS = (1, 2, 3)
@@ -244,23 +243,3 @@ def test_why_runs_cannot_be_compared(good):
         "10,240 against 5,000 tokens; other training data; other validation documents; "
         "other training.mode, training.learning_rate"
     )
-
-
-# --- collapse: one rule for training and report ---
-
-
-def test_the_rule_is_that_of_training():
-    from parcontrol.diagnostics import streams  # needs torch, which the analysis does not
-
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        P = int(rng.integers(2, 9))
-        weights = rng.dirichlet(np.full(P, 0.05)) * 0.9 + 0.1 / P
-        cosine = 1 - 10.0 ** rng.uniform(-7, -1)
-        record = {
-            "mean_weight": weights.tolist(),
-            "kl_uniform": collapse.kl_uniform(weights.tolist()),
-            "cosine_similarity": [[1.0 if p == q else cosine for q in range(P)] for p in range(P)],
-        }
-        assert collapse.collapsed(record, 0.1) == streams.collapsed(record, 0.1)
-    assert collapse.minimum_entropy(4, 0.1) == streams.minimum_entropy(4, 0.1) == pytest.approx(0.349, abs=5e-4)

@@ -17,12 +17,12 @@ import numpy as np
 from parcontrol.analysis.results import Process, Run, Sweep
 from parcontrol.config import config_differences
 from parcontrol.diagnostics.collapse import collapsed
+from parcontrol.runs import MAY_DIFFER
 
 Status = Literal["passed", "failed", "unknown", "not applicable"]
 
-# What a sweep varies, and what does not change what a run computes.
+# What a sweep varies.
 _VARIED = ("parscale.P", "training.seed")
-_WITHOUT_EFFECT = ("output_dir", "logging.", "training.device", "data.num_workers")
 
 # Two seeds give an interval, but one degree of freedom: it is nearly 4 times as wide as with three.
 ENOUGH_SEEDS = 3
@@ -75,7 +75,7 @@ def run_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     return {
         key: values
         for key, values in config_differences(a.config, b.config).items()
-        if key not in _VARIED and not key.startswith(_WITHOUT_EFFECT)
+        if key not in _VARIED and not key.startswith(MAY_DIFFER)
     }
 
 

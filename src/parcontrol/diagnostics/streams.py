@@ -5,79 +5,27 @@ Shapes: P streams, B batch, T tokens, D hidden. Entropies are in nats.
 Label smoothing gives every stream at least the weight eps/P (ParScale, arXiv 2505.10475, section
 on the aggregator), so the entropy of a token's weights cannot fall to 0: it lies between
 `minimum_entropy` and ln P. Collapse is judged within that range; judged against 0 it could never
-be seen.
+be seen. What needs no torch stands in `collapse`, and is offered here too.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Overall use is as good as one-sided when it has less than this part of the attainable range.
-COLLAPSED_BALANCE = 0.05
-# Rounding to bfloat16 alone takes the cosine of equal vectors down to about 1 - 4e-6.
-IDENTICAL_COSINE = 0.99999
-
-
-def minimum_entropy(P: int, attn_smooth: float) -> float:
-    """Returns the smallest entropy that smoothed weights can have, in nats.
-
-    It is reached when the softmax puts everything on one stream: the weights are then
-    ``1 - eps + eps/P`` once and ``eps/P`` for the others. With eps = 0.1 this is 0.199, 0.349 and
-    0.467 at P = 2, 4 and 8.
-    """
-    floor = attn_smooth / P
-    weights = [1 - attn_smooth + floor] + [floor] * (P - 1)
-    return -sum(weight * math.log(weight) for weight in weights if weight > 0)
+from parcontrol.diagnostics.collapse import (
+    collapsed,
+    gini,
+    kl_uniform,
+    relative_entropy,
+)
 
 
 def entropy(weights: Tensor) -> Tensor:
     """Returns the entropy of the last dimension in nats; 0 ln 0 counts as 0."""
     return -(weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()).sum(-1)
-
-
-def relative_entropy(nats: float, P: int, attn_smooth: float) -> float:
-    """Returns an entropy's place between `minimum_entropy` (0) and ln P (1), for P >= 2."""
-    lowest = minimum_entropy(P, attn_smooth)
-    return (nats - lowest) / (math.log(P) - lowest)
-
-
-def kl_uniform(weights: Sequence[float]) -> float:
-    """Returns the KL divergence of a distribution from the uniform one, in nats."""
-    return math.fsum(w * math.log(w * len(weights)) for w in weights if w > 0)
-
-
-def gini(weights: Sequence[float]) -> float:
-    """Returns the Gini coefficient: mean absolute difference of all pairs over twice the mean."""
-    differences = math.fsum(abs(a - b) for a in weights for b in weights)
-    return differences / (2 * len(weights) * math.fsum(weights))
-
-
-def collapsed(statistics: Mapping[str, Any], attn_smooth: float) -> str | None:
-    """Returns why the streams count as collapsed, or None if they do not.
-
-    Either one stream takes nearly all the weight that the smoothing lets it take, or two streams
-    compute the same. Statistics of a model with one stream (empty) never count as collapsed.
-    """
-    if not statistics:
-        return None
-    weights, cosine = statistics["mean_weight"], statistics["cosine_similarity"]
-    P = len(weights)
-    balance = relative_entropy(math.log(P) - statistics["kl_uniform"], P, attn_smooth)
-    if balance < COLLAPSED_BALANCE:
-        return (
-            f"stream {weights.index(max(weights))} of {P} has {max(weights):.1%} of the weight, "
-            f"where attn_smooth {attn_smooth} allows at most {1 - attn_smooth + attn_smooth / P:.1%}"
-        )
-    similarity, p, q = max((cosine[p][q], p, q) for p in range(P) for q in range(p))
-    if similarity > IDENTICAL_COSINE:
-        return (
-            f"streams {q} and {p} of {P} compute the same: the mean cosine similarity of their "
-            f"final hidden states is {similarity:.6f}"
-        )
-    return None
 
 
 class CollapseWatch:

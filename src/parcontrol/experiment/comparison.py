@@ -8,10 +8,10 @@ from typing import Any
 
 from parcontrol.config import config_differences
 from parcontrol.experiment.plan import PlannedRun
-from parcontrol.runs import _MAY_DIFFER, RunDirectory
+from parcontrol.runs import MAY_DIFFER, RunDirectory
 
 # What a sweep varies, and what does not change what a run computes.
-_VARIED = ("parscale.P", "training.seed", *_MAY_DIFFER)
+_VARIED = ("parscale.P", "training.seed", *MAY_DIFFER)
 # What must be equal in all results, whatever the configurations say.
 _SAME_DATA = ("tokens", "data_sha256", "validation_sha256")
 
@@ -42,7 +42,7 @@ def check_plan(runs: Sequence[PlannedRun], resume: bool = True) -> None:
             continue
         run = planned[directory.path.name]
         differences = config_differences(run.config, config)
-        _refuse_differences(f"the plan for {run.name}", str(directory.path), differences, _MAY_DIFFER)
+        _refuse_differences(f"the plan for {run.name}", str(directory.path), differences, MAY_DIFFER)
         if not resume:
             raise ValueError(f"{directory.path} already holds a run: resume it, or choose another --output-dir")
 
