@@ -1,5 +1,6 @@
 """How a sweep starts, stops and judges its runs; `fake_train` stands in for training."""
 
+import json
 import os
 import re
 import signal
@@ -203,6 +204,18 @@ def test_failed_runs_are_reported_and_the_exit_code_tells(
     mended = fake_sweep()
     assert mended.communicate()[1] == ""
     assert mended.returncode == 0
+
+
+def test_unequal_data_are_refused_though_every_run_is_finished(
+    fake_sweep: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    assert fake_sweep("--max-parallel", 3).communicate()[1] == ""
+    path = tmp_path / "sweep" / "P2" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": "planted"}))
+    again = fake_sweep()
+    _, err = again.communicate()
+    assert again.returncode == 1
+    assert re.fullmatch(r"error: .* cannot be compared: their data_sha256 differ \(P1 d, P2 planted, P4 d\)\n", err)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -66,8 +66,9 @@ def make_plan(
     """
     _check_distinct("--P-values", P_values)
     _check_distinct("--seeds", seeds or [])
+    by_suffix: dict[str, dict[str, Any]] = {f"_seed{seed}": {"training.seed": seed} for seed in seeds or []}
     runs = []
-    for suffix, seed in [(f"_seed{seed}", {"training.seed": seed}) for seed in seeds or []] or [("", {})]:
+    for suffix, seed in (by_suffix or {"": {}}).items():
         for P in P_values:
             chosen = {"parscale.P": P, "output_dir": str(output_dir / f"P{P}{suffix}")}
             runs.append(PlannedRun(load_config(base_config, {**overrides, **seed, **chosen})))
