@@ -20,7 +20,8 @@ def loss_figure(run: RunDirectory) -> Figure:
     backbone = result["backbone_validation_loss"]
     figure = new_figure(1, panel=(7.2, 4.2))
     axes = figure.subplots()
-    axes.plot(*_series(records, "loss"), color="0.8", linewidth=1.2, label="training", zorder=1)
+    label = f"training, mean of {run.read_config().training.log_interval_steps} steps"
+    axes.plot(*_series(records, "loss"), color="0.8", linewidth=1.2, label=label, zorder=1)
     axes.axhline(backbone, color=COLOURS[3], linestyle="--", label=f"frozen backbone: {backbone:.3f}")
     tokens, losses = _series(records, "validation_loss")
     label = f"validation, P = {result['P']}: {losses[0]:.3f} to {losses[-1]:.3f}"
