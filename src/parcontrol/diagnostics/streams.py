@@ -15,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parcontrol.diagnostics.collapse import (
-    collapsed,
-    gini,
-    kl_uniform,
-    relative_entropy,
-)
+from parcontrol.diagnostics.collapse import collapsed, gini, kl_uniform, minimum_entropy, relative_entropy
+
+__all__ = [
+    "CollapseWatch",
+    "StreamAccumulator",
+    "collapsed",
+    "entropy",
+    "gini",
+    "kl_uniform",
+    "minimum_entropy",
+    "relative_entropy",
+]
 
 
 def entropy(weights: Tensor) -> Tensor:
