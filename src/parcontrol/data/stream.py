@@ -75,7 +75,7 @@ class TrainStream:
         tokenizer: The backbone's tokenizer.
         sequence_length: Tokens per block (T).
         seed: Seed of the order in which documents are dealt (`data.seed`).
-        num_workers: Threads that encode ahead; 0 does everything when blocks are asked for.
+        num_workers: Batches encoded at a time, ahead of use; 0 does everything when blocks are asked for.
         state: What `state_dict` returned earlier: the stream goes on from there, bit for bit.
 
     Attributes:
@@ -117,12 +117,14 @@ class TrainStream:
         self._ahead: deque[Future[list[_Encoded] | None]] = deque()
         self._pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
         if num_workers:
-            # Two pools, so that reading keeps its order and never waits for a free encoder.
+            # Two pools, so that reading keeps its order and never waits for a free encoder. One thread more than
+            # workers encodes, so that all cores have work while a thread copies token ids into Python (measured:
+            # 0.94 instead of 0.89 times the speed of the tokenizer alone).
             self._pools = (
                 ThreadPoolExecutor(1, "parcontrol-read"),
-                ThreadPoolExecutor(num_workers, "parcontrol-encode"),
+                ThreadPoolExecutor(num_workers + 1, "parcontrol-encode"),
             )
-            for _ in range(num_workers + 1):
+            for _ in range(num_workers + 2):
                 self._submit(*self._pools)
 
     def next_blocks(self, n: int) -> npt.NDArray[np.int64]:
