@@ -75,7 +75,7 @@ class TrainStream:
         tokenizer: The backbone's tokenizer.
         sequence_length: Tokens per block (T).
         seed: Seed of the order in which documents are dealt (`data.seed`).
-        num_workers: Batches encoded at a time, ahead of use; 0 does everything when blocks are asked for.
+        num_workers: Encoding runs ahead in one thread more than this; 0 does everything when blocks are asked for.
         state: What `state_dict` returned earlier: the stream goes on from there, bit for bit.
 
     Attributes:
