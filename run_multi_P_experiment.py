@@ -4,6 +4,7 @@
 import sys
 
 from parcontrol.cli.experiment import main
+from parcontrol.cli.parser import run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

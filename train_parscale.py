@@ -3,7 +3,8 @@
 
 import sys
 
+from parcontrol.cli.parser import run_command
 from parcontrol.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

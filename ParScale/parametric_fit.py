@@ -4,8 +4,9 @@
 import sys
 
 from parcontrol.cli.fit import main
+from parcontrol.cli.parser import run_command
 
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -5,7 +5,6 @@ Only what every run needs can fail; what some runs can do without is a warning.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -25,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parcontrol.config import load_config
+from parcontrol.mirror import MIRROR_VARIABLE, local_copy, mirror_directory
 
 if TYPE_CHECKING:
     import torch
@@ -159,16 +159,16 @@ def check_disk() -> Iterator[Check]:
 def check_data_source() -> Iterator[Check]:
     """The default data can be read, from the mirror that is set or from the Hub."""
     repo = load_config().data.repo
-    mirror = os.environ.get("PARCONTROL_MIRROR")
+    mirror = mirror_directory()
     if mirror:
-        folder = Path(mirror, "datasets", repo)
+        folder = mirror / "datasets" / repo
         if folder.is_dir():
             yield Check("Data", "ok", f"mirror holds {repo}")
         else:
-            remedy = "let PARCONTROL_MIRROR name a folder with datasets/ and models/, or unset it"
-            yield Check("Data", "failed", f"PARCONTROL_MIRROR: there is no {folder}", remedy)
+            remedy = f"let {MIRROR_VARIABLE} name a folder with datasets/ and models/, or unset it"
+            yield Check("Data", "failed", f"{MIRROR_VARIABLE}: there is no {folder}", remedy)
         return
-    remedy = "for runs offline set PARCONTROL_MIRROR or data.repo to a folder; the demo needs none"
+    remedy = f"for runs offline set {MIRROR_VARIABLE} or data.repo to a folder; the demo needs none"
     try:
         from huggingface_hub import HfApi
 
@@ -207,9 +207,9 @@ def find_tokenizer() -> Path | None:
     from parcontrol.demo.cache import cache_directory
 
     name = load_config().model.name
-    mirror = os.environ.get("PARCONTROL_MIRROR")
+    mirrored = local_copy("models", name)
     cached = try_to_load_from_cache(name, "tokenizer.json")
-    places = [Path(mirror, "models", name)] if mirror else []
+    places = [mirrored] if mirrored else []
     places += [Path(cached).parent] if isinstance(cached, str) else []
     places += sorted((cache_directory() / "models").glob("*"))
     return next((place for place in places if (place / "tokenizer.json").is_file()), None)

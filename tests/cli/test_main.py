@@ -8,6 +8,7 @@ import pytest
 
 import parcontrol
 from parcontrol.cli.main import COMMANDS, main
+from parcontrol.cli.parser import run_command
 
 HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "numpy")
 
@@ -65,6 +66,14 @@ def test_nothing_heavy_is_imported_for_help(statement: str) -> None:
     program = f"{statement}\nimport sys\nassert not set(sys.modules) & set({HEAVY}), set(sys.modules) & set({HEAVY})"
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(argv: object) -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_console_script_is_installed() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parcontrol.config import DataConfig
-from parcontrol.data import local_copy, open_corpus
+from parcontrol.data import open_corpus
 from tests.data.corpora import lines_of, write_corpus, write_shard
 
 # The shards that seed 42 chooses of the Pile's 30: another choice would be another experiment.
@@ -167,11 +167,6 @@ class TestMirror:
 
     def test_the_recorded_revision_of_a_mirror_leads_back_to_it(self, mirror: Path) -> None:
         assert open_corpus(DataConfig(repo="someone/texts", mirror=str(mirror), revision="local", num_shards=1))
-
-    def test_of_models(self, mirror: Path) -> None:
-        assert local_copy("models", "someone/model", str(mirror)) == mirror / "models/someone/model"
-        assert local_copy("models", "someone/texts", str(mirror)) is None
-        assert local_copy("models", str(mirror)) == mirror
 
 
 def test_without_a_network_the_message_says_what_to_do() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from parcontrol.analysis.cost import ModelShape, Workload
+from parcontrol.mirror import local_copy
 
 SHAPE_KEYS = (
     "hidden_size",
@@ -23,8 +23,6 @@ EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 def read_config(model: str) -> dict[str, Any]:
     """Read the config.json of a local directory, else of the mirror's copy, else of the Hub.
-
-    A mirror is the directory that PARCONTROL_MIRROR names, with models under models/<id>.
 
     Raises:
         ValueError: there is no such model, or its config.json is not a JSON object.
@@ -83,13 +81,8 @@ def shape_and_workload(sizes: dict[str, int]) -> tuple[ModelShape, Workload]:
 
 
 def _config_path(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model) / "config.json"
-    mirror = os.environ.get("PARCONTROL_MIRROR")
-    mirrored = Path(mirror, "models", model) if mirror else None
-    if mirrored and mirrored.is_dir():
-        return mirrored / "config.json"
-    return _download_config(model)
+    directory = local_copy("models", model)
+    return directory / "config.json" if directory else _download_config(model)
 
 
 def _download_config(model: str) -> Path:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -29,3 +31,15 @@ def print_error(error: BaseException, debug: bool = False) -> None:
     if debug:
         traceback.print_exception(error)
     print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+
+
+def run_command(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; Ctrl-C ends it with one line instead of a traceback.
+
+    A training run that is under way handles the signal itself and writes a checkpoint first.
+    """
+    try:
+        return command(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,7 +1,7 @@
 """The data: shards -> documents with byte ranges -> tokens -> packed blocks. Deterministic and resumable."""
 
 from parcontrol.data.context import context_ids
-from parcontrol.data.source import Corpus, Shard, local_copy, open_corpus
+from parcontrol.data.source import Corpus, Shard, open_corpus
 from parcontrol.data.stream import TrainStream
 from parcontrol.data.tokens import tokenizer_sha256
 from parcontrol.data.validation import ValidationSet, load_validation
@@ -15,7 +15,6 @@ __all__ = [
     "VerifiedData",
     "context_ids",
     "load_validation",
-    "local_copy",
     "open_corpus",
     "tokenizer_sha256",
     "verify_run",

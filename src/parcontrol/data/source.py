@@ -6,12 +6,11 @@ fsspec file system, so that the code behind this module does not know which one 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -26,8 +25,8 @@ from huggingface_hub.errors import (
 
 from parcontrol.config import DataConfig
 from parcontrol.data.seeding import seeded_int
+from parcontrol.mirror import MIRROR_VARIABLE, local_copy, mirror_directory
 
-MIRROR_VARIABLE = "PARCONTROL_MIRROR"
 LOCAL_REVISION = "local"
 SUFFIX = ".jsonl.zst"
 VALIDATION_SPLITS = ("val", "validation")
@@ -100,19 +99,6 @@ def open_corpus(config: DataConfig) -> Corpus:
     return Corpus(config.repo, revision, shards(train), shards(validation))
 
 
-def local_copy(kind: Literal["datasets", "models"], repo: str, mirror: str | None = None) -> Path | None:
-    """Returns where a repository lies on this machine: as a folder, or in a mirror; None if it does not.
-
-    Args:
-        kind: Which kind of repository.
-        repo: A folder or a Hub id.
-        mirror: Directory laid out as `datasets/<id>` and `models/<id>`; None takes PARCONTROL_MIRROR.
-    """
-    mirror = mirror or os.environ.get(MIRROR_VARIABLE)
-    places = [Path(repo).expanduser()] + ([Path(mirror).expanduser() / kind / repo] if mirror else [])
-    return next((place for place in places if place.is_dir()), None)
-
-
 def one_line(error: BaseException) -> str:
     """Returns an error's text on one line, as messages of ours quote it."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -128,9 +114,9 @@ def _open_folder(config: DataConfig, folder: Path) -> tuple[AbstractFileSystem, 
 
 
 def _open_hub(config: DataConfig) -> tuple[AbstractFileSystem, str, str]:
-    mirror = config.mirror or os.environ.get(MIRROR_VARIABLE)
+    mirror = mirror_directory(config.mirror)
     if mirror:  # a mirror that was asked for is never passed over
-        raise ValueError(f"the mirror {mirror!r} holds no folder datasets/{config.repo}")
+        raise ValueError(f"the mirror {str(mirror)!r} holds no folder datasets/{config.repo}")
     wanted = f"the dataset {config.repo!r}" + (f" at revision {config.revision!r}" if config.revision else "")
     try:
         commit = HfApi().dataset_info(config.repo, revision=config.revision).sha

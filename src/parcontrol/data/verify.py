@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parcontrol.config import RunConfig
-from parcontrol.data.source import LOCAL_REVISION, local_copy, one_line, open_corpus
+from parcontrol.data.source import LOCAL_REVISION, one_line, open_corpus
 from parcontrol.data.stream import TrainStream
 from parcontrol.data.tokens import tokenizer_sha256
+from parcontrol.mirror import local_copy
 from parcontrol.runs import RunDirectory
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Loading a backbone by name: a directory, a mirror laid out as the Hub, or the Hub."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,14 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from parcontrol.mirror import local_copy
+
 NOT_STATED = "not stated"
 
 
 def resolve_model(name: str, mirror: str | None = None) -> str:
-    """Where transformers should load `name` from.
-
-    A directory stands for itself; otherwise `<mirror>/models/<name>` if it exists, the mirror being the argument or
-    `PARCONTROL_MIRROR`; otherwise the Hub.
-    """
-    if Path(name).is_dir():
-        return name
-    mirror = mirror or os.environ.get("PARCONTROL_MIRROR")
-    mirrored = Path(mirror, "models", name) if mirror else None
-    return str(mirrored) if mirrored and mirrored.is_dir() else name
+    """Where transformers should load `name` from: its local copy (see `parcontrol.mirror`), otherwise the Hub."""
+    return str(local_copy("models", name, mirror) or name)
 
 
 def load_backbone(

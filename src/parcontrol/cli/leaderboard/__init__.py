@@ -1,0 +1,1 @@
+"""`parcontrol leaderboard …`: one module for each subcommand."""
