@@ -76,6 +76,14 @@ def test_a_run_that_never_started_gives_way_to_a_corrected_configuration(tmp_pat
         assert run.read_config() == corrected
 
 
+def test_in_use_while_it_is_open_for_training(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert not run.in_use
+    with RunDirectory.open_for_training(config_for(run.path)):
+        assert run.in_use
+    assert not run.in_use
+
+
 @pytest.mark.parametrize("trace", ["metrics", "checkpoint", "result"])
 def test_without_resume_a_started_run_is_refused_and_stays(tmp_path: Path, trace: str) -> None:
     config = config_for(tmp_path / "run")

@@ -122,6 +122,34 @@ class RunDirectory:
         """Whether the run has its result."""
         return (self.path / _RESULT).exists()
 
+    @property
+    def exists(self) -> bool:
+        """Whether this is a run, begun or only planned: it has a configuration, readable or not."""
+        return (self.path / _CONFIG).exists()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything that a new run would destroy."""
+        if self.finished or self.checkpoints():
+            return True
+        metrics = self.path / _METRICS
+        return metrics.exists() and metrics.stat().st_size > 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether another process trains here."""
+        try:
+            fd = os.open(self.path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def read_config(self) -> RunConfig:
         """Returns the configuration of the run.
 
@@ -221,7 +249,7 @@ class RunDirectory:
 
     def _foreign_entries(self) -> list[str]:
         """Returns what lies in a directory that never became a run."""
-        if not self.path.is_dir() or (self.path / _CONFIG).exists():
+        if not self.path.is_dir() or self.exists:
             return []
         # A kill between taking the lock and writing the configuration leaves these.
         ours = (_LOCK, f".{_CONFIG}{_PARTIAL}")
@@ -243,14 +271,9 @@ class RunDirectory:
         self._lock_fd = fd
         _locked.add(self)
 
-    @property
-    def _started(self) -> bool:
-        """Whether there is anything that a new run would destroy."""
-        return self.finished or bool(self.checkpoints() or self.read_metrics())
-
     def _check_or_write_config(self, config: RunConfig, resume: bool) -> None:
         # A run that failed before its first record, on a misspelt model perhaps, gives way.
-        if not (self.path / _CONFIG).exists() or not self._started:
+        if not self.exists or not self.started:
             _write_atomically(self.path / _CONFIG, dump_yaml(config))
             return
         differences = {

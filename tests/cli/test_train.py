@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import parcontrol.training.run
-from parcontrol.cli.train import SHORT_FLAGS, main
+from parcontrol.cli.run_flags import SHORT_FLAGS
+from parcontrol.cli.train import main
 from parcontrol.config import RunConfig, iter_fields, load_config
 from parcontrol.runs import RunDirectory
 from parcontrol.training.errors import DiskFullError

@@ -11,14 +11,14 @@ import os
 import sys
 import time
 
-from parcontrol.cli.train import _parse
+from parcontrol.cli.train import command_parser
 from parcontrol.config import RunConfig, load_config
 from parcontrol.runs import RunDirectory
 from parcontrol.training.signals import deferred_signals
 
 
 def main() -> int:
-    args = _parse(None)
+    args = command_parser().parse_all(None)
     config = load_config(None, {key: value for key, value in vars(args).items() if key not in ("config", "resume")})
     try:
         with RunDirectory.open_for_training(config) as run:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parcontrol.cli.train import _parse
+from parcontrol.cli.train import command_parser
 from parcontrol.config import load_config
 from parcontrol.experiment.launch import ChildProcess, command_line, failure, last_error
 from tests.cli.test_train import OTHER
@@ -40,7 +40,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("values", [{}, OTHER, {"data.mirror": "a dir", "model.name": "--odd name"}])
 def test_the_command_gives_exactly_the_configuration(values: dict[str, str]) -> None:
     config = load_config(None, values)
-    parsed = vars(_parse(command_line(config)))
+    parsed = vars(command_parser().parse_all(command_line(config)))
     assert load_config(None, {key: parsed[key] for key in parsed if key not in ("config", "resume")}) == config
 
 

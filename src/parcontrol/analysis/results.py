@@ -250,7 +250,7 @@ def _find_sweeps(root: Path) -> list[tuple[Path, list[Path]]]:
     """Returns each sweep at or below `root` with its run directories."""
     if not root.is_dir():
         raise ValueError(f"{root} is no directory: name a sweep or a run directory")
-    if _holds_run(root):
+    if RunDirectory(root).exists:
         return [(root, [root])]
     found = []
     for directory in (root, *_subdirectories(root)):
@@ -274,16 +274,7 @@ def _subdirectories(directory: Path) -> list[Path]:
 
 
 def _is_run(directory: Path) -> bool:
-    return _RUN_NAME.fullmatch(directory.name) is not None or _holds_run(directory)
-
-
-def _holds_run(directory: Path) -> bool:
-    """Whether a directory holds the configuration of a run, readable or not."""
-    try:
-        RunDirectory(directory).read_config()
-    except ValueError as error:
-        return not isinstance(error.__cause__, FileNotFoundError)
-    return True
+    return _RUN_NAME.fullmatch(directory.name) is not None or RunDirectory(directory).exists
 
 
 def _unique_names(roots: list[Path]) -> list[str]:
@@ -308,7 +299,7 @@ def _read_sweep(name: str, root: Path, directories: list[Path]) -> Sweep:
 
 
 def _reason(path: Path, error: ValueError) -> str:
-    if not _holds_run(path):
+    if not RunDirectory(path).exists:
         return "has not started: there is no configuration"
     return str(error)
 

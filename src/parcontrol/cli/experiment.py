@@ -6,15 +6,15 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
-from parcontrol.cli.train import BASE_CONFIG, _add_flag, _SetOnce
-from parcontrol.config import iter_fields, nearest_key
+from parcontrol.cli.run_flags import BASE_CONFIG, add_run_flags, base_config
+from parcontrol.config import iter_fields
 from parcontrol.experiment.comparison import NotComparableError, check_plan, check_results
 from parcontrol.experiment.launch import Launcher, console_path
 from parcontrol.experiment.local import LocalLauncher
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = {key: value for key, value in vars(args).items() if key in keys}
     debug = overrides.get("logging.level") == "DEBUG"
     try:
-        runs = make_plan(_base_config(args.base_config), overrides, args.P_values, args.seeds, args.sweep_dir)
+        runs = make_plan(base_config(args.base_config), overrides, args.P_values, args.seeds, args.sweep_dir)
         debug = runs[0].config.logging.level == "DEBUG"
         check_plan(runs, args.resume)
         if args.dry_run:
@@ -89,11 +89,6 @@ def _launcher(args: argparse.Namespace) -> Launcher:
     from parcontrol.experiment.ray_launcher import RayLauncher
 
     return RayLauncher(args.ray_resources)
-
-
-def _base_config(given: Path | None) -> Path | None:
-    """Without --base-config a sweep starts from the base file; elsewhere from the same defaults."""
-    return given or (BASE_CONFIG if BASE_CONFIG.exists() else None)
 
 
 # --- the plan ---
@@ -157,13 +152,7 @@ def _gib(number: float) -> str:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        given = unknown[0].split("=")[0]
-        if not given.startswith("--"):
-            parser.error(f"unexpected argument {given!r}: every value follows its flag")
-        parser.error(f"unknown flag {given!r}; the nearest is {nearest_key(given, flags)!r}")
+    args = parser.parse_all(argv)
     if args.seeds and hasattr(args, "training.seed"):
         parser.error("--seeds sets training.seed for each run: leave --seed out")
     if args.ray_resources and args.launcher != "ray":
@@ -172,7 +161,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="parcontrol experiment",
         usage="%(prog)s --P-values P [P ...] [--base-config FILE] [--seeds S [S ...]] [any other flag below]",
@@ -219,22 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="go on with runs that are already there (default), or refuse to",
     )
-    parser.add_argument(
-        "--wandb-offline",
-        dest="logging.wandb",
-        action=_SetOnce,
-        nargs=0,
-        const="offline",
-        default=argparse.SUPPRESS,
-        help="log to Weights & Biases offline: the same as --logging.wandb offline",
-    )
-    groups: dict[str, Any] = {}
-    for field in iter_fields():
-        if field.name not in _DECIDED:
-            section = field.name.rpartition(".")[0]
-            if section not in groups:
-                groups[section] = parser.add_argument_group(section)
-            _add_flag(groups[section], field)
+    add_run_flags(parser, decided=_DECIDED)
     return parser
 
 

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from parcontrol.config import nearest_key
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -20,6 +22,17 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_all(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parses arguments; an unknown flag is refused with the nearest one that there is."""
+        args, unknown = self.parse_known_args(argv)
+        if not unknown:
+            return args
+        given = unknown[0].split("=")[0]
+        if not given.startswith("-"):
+            self.error(f"unexpected argument {given!r}: every value follows its flag")
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        self.error(f"unknown flag {given!r}; the nearest is {nearest_key(given, flags)!r}")
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with exit code 2 and one line on stderr."""

@@ -69,14 +69,7 @@ def check_results(output_dir: Path) -> dict[str, dict[str, Any]]:
 def _started_runs(output_dir: Path) -> list[RunDirectory]:
     """The run directories in a folder that hold more than a configuration, by name."""
     folders = sorted(path for path in output_dir.glob("*") if path.is_dir())
-    return [run for run in map(RunDirectory, folders) if _has_started(run)]
-
-
-def _has_started(run: RunDirectory) -> bool:
-    try:
-        return run.finished or bool(run.checkpoints() or run.read_metrics())
-    except ValueError:
-        return True  # damaged records are records; the run itself will say what is wrong with them
+    return [run for run in map(RunDirectory, folders) if run.started]
 
 
 def _read_config(run: RunDirectory) -> Any:

@@ -82,6 +82,7 @@ class Sweep:
         second one ends them at once.
         """
         with self._noted_signals():
+            self._create_directories()
             while True:
                 self._forward_signals()
                 self._start_waiting()
@@ -90,6 +91,12 @@ class Sweep:
                 if not self._running() and (self._stopping or not self._waiting()):
                     return self.statuses
                 time.sleep(_POLL_SECONDS)
+
+    def _create_directories(self) -> None:
+        """Leaves a trace of every planned run, so that a report shows those that never began."""
+        for status in self._waiting():
+            if not status.run.directory.exists:
+                RunDirectory.open_for_training(status.run.config).close()
 
     def _running(self) -> list[RunStatus]:
         return [status for status in self.statuses if status.state == "running"]
@@ -107,7 +114,7 @@ class Sweep:
 
     def _must_wait(self, run: PlannedRun) -> bool:
         since = self._in_use_since.setdefault(run.name, time.monotonic())
-        return time.monotonic() - since < _SECONDS_IN_USE and _is_in_use(run)
+        return time.monotonic() - since < _SECONDS_IN_USE and run.directory.in_use
 
     def _poll_running(self) -> None:
         for status in self._running():
@@ -156,14 +163,3 @@ class Sweep:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-def _is_in_use(run: PlannedRun) -> bool:
-    """Whether another process holds the lock of a run directory that is already there."""
-    if not run.config.run_directory.exists():
-        return False
-    try:
-        RunDirectory.open_for_training(run.config).close()
-    except ValueError as error:
-        return isinstance(error.__cause__, BlockingIOError)
-    return False
