@@ -1,0 +1,1 @@
+"""The Hallucinations Leaderboard: registry and tasks, store, queue, submission, worker, results table."""
