@@ -1,0 +1,152 @@
+"""Builds tasks of lm-evaluation-harness for the registry's entries.
+
+    built = build_tasks(select(["halueval_qa", "nq_open"]))
+    simple_evaluate(model, tasks=built.tasks, task_manager=built.task_manager)
+
+Nothing here downloads code. Rows come from the sample set, an offline mirror, or the Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from parcontrol.leaderboard.registry import TaskSpec
+from parcontrol.leaderboard.task_data import find_rows
+from parcontrol.mirror import mirror_directory
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+TASKS = Path(__file__).parent / "tasks"
+SAMPLES = TASKS / "samples"
+# What the harness downloads when IFEval is imported and this is not there: tables for splitting sentences.
+NLTK_RESOURCE = "tokenizers/punkt_tab"
+NLTK_FOLDER = "nltk_data"
+
+
+class BuiltTasks(NamedTuple):
+    """Tasks for `simple_evaluate(model, tasks=…, task_manager=…)`."""
+
+    tasks: list[Task]
+    task_manager: TaskManager
+
+
+def build_tasks(
+    specs: Sequence[TaskSpec],
+    *,
+    mirror: str | None = None,
+    instruction_file: Path | None = None,
+    sample_set: bool = False,
+) -> BuiltTasks:
+    """Builds harness tasks with their rows loaded.
+
+    Args:
+        specs: The tasks, from `registry.select`.
+        mirror: Offline mirror of the Hub; None takes PARCONTROL_MIRROR, and without it the Hub.
+        instruction_file: A text for the one HaluEval task among the tasks. It replaces instruction and examples:
+            everything in front of the row that is judged.
+        sample_set: Whether to take the rows from the sample set that comes with the package.
+
+    Raises:
+        ValueError: A dataset cannot be had or has too few rows, a task needs what is not on this machine, or the
+            instruction file cannot be used.
+    """
+    instruction = None if instruction_file is None else _read_instruction(specs, instruction_file)
+    place = str(SAMPLES) if sample_set else mirror
+    manager = _task_manager(specs)
+    tasks = []
+    for spec in specs:
+        if spec.name == "ifeval":
+            _require_nltk_data(mirror_directory(place))
+        task = _build(manager, spec, place)
+        task.config.metadata["rows"] = "sample set" if sample_set else "dataset"
+        if instruction is not None and _is_judge(spec):
+            _replace_instruction(task, instruction)
+        tasks.append(task)
+    return BuiltTasks(tasks, manager)
+
+
+def _task_manager(specs: Sequence[TaskSpec]) -> TaskManager:
+    """A task manager that knows the given tasks only: looking at all tasks of the harness takes many seconds."""
+    import lm_eval.tasks
+
+    native = Path(lm_eval.tasks.__file__).parent
+    folders = {native / spec.name.split("_")[0] for spec in specs if spec.native}
+    return lm_eval.tasks.TaskManager(include_path=[TASKS, *sorted(folders)], include_defaults=False)
+
+
+def _build(manager: TaskManager, spec: TaskSpec, mirror: str | None) -> Task:
+    """Builds one task over the files that hold its rows."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        rows = find_rows(spec, mirror)
+    except ValueError as error:
+        raise ValueError(f"task {spec.name}: {error}") from error
+    overrides = {"dataset_path": rows.pop("path"), "dataset_name": None, "dataset_kwargs": rows}
+    if spec.native:
+        # Without examples the harness would still read the other splits.
+        overrides |= {"training_split": None, "validation_split": None, "test_split": spec.split}
+    try:
+        task = manager.load({"group": "parcontrol", "task": [{"task": spec.name, **overrides}]})["tasks"][spec.name]
+    except DatasetGenerationError as error:
+        raise ValueError(f"task {spec.name}: dataset {spec.dataset} cannot be read: {error.__cause__}") from error
+    count = len(task.eval_docs)
+    if count <= spec.num_fewshot:
+        raise ValueError(
+            f"task {spec.name}: dataset {spec.dataset} has {count} rows, and {spec.num_fewshot} examples for each row "
+            "need more"
+        )
+    # Results quote the configuration: there the dataset is named as on the Hub.
+    task.set_config("dataset_path", spec.dataset)
+    task.set_config("dataset_name", spec.config)
+    task.set_config("dataset_kwargs", {"revision": spec.revision} if spec.revision else None)
+    return task
+
+
+def _is_judge(spec: TaskSpec) -> bool:
+    return spec.name.startswith("halueval_")
+
+
+def _read_instruction(specs: Sequence[TaskSpec], path: Path) -> str:
+    judges = [spec.name for spec in specs if _is_judge(spec)]
+    if len(judges) != 1:
+        raise ValueError(
+            f"an instruction file is for one HaluEval task at a time, and {len(judges)} are chosen"
+            + (f": {', '.join(judges)}" if judges else "")
+        )
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the instruction file {path} cannot be read: {error}") from error
+    if not text:
+        raise ValueError(f"the instruction file {path} is empty")
+    return text
+
+
+def _replace_instruction(task: Task, instruction: str) -> None:
+    """Puts a text in front of the row; the row is what follows the last empty line of the task's template."""
+    row = task.config.doc_to_text.rpartition("\n\n")[2]
+    task.set_config("doc_to_text", f"{{% raw %}}{instruction}{{% endraw %}}\n\n{row}")
+    task.config.metadata["instruction_sha256"] = hashlib.sha256(instruction.encode()).hexdigest()
+
+
+def _require_nltk_data(mirror: Path | None) -> None:
+    """Makes sure that the harness finds its tables for splitting sentences, which it would download otherwise."""
+    import nltk
+
+    own = str(mirror / NLTK_FOLDER) if mirror else None
+    if own and own not in nltk.data.path:
+        nltk.data.path.append(own)
+    try:
+        nltk.data.find(NLTK_RESOURCE)
+    except LookupError:
+        where = f"{mirror}/{NLTK_FOLDER}" if mirror else f"{NLTK_FOLDER} in an offline mirror"
+        raise ValueError(
+            f"task ifeval needs NLTK's {NLTK_RESOURCE}, which is not on this machine and is not downloaded: put it "
+            f"into {where}, or into a folder that NLTK_DATA names"
+        ) from None
