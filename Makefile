@@ -15,8 +15,8 @@ help: ## list these targets
 
 install: $(STAMP) ## create .venv and install the pinned requirements
 
-demo: $(STAMP) ## train, evaluate and reload a small ParScale model (10 minutes on 2 cores)
-	$(BIN)/python -m parcontrol.demo
+demo: $(STAMP) ## train ParScale models with P = 1, 2, 4 and compare them (9 minutes on 2 cores)
+	$(BIN)/parcontrol demo
 
 test: $(STAMP) ## the tests, without the full counts of slow suites
 	$(PYTEST) -m "not full"

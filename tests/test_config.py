@@ -230,6 +230,12 @@ def test_a_budget_below_one_step_is_refused_with_the_sum() -> None:
     assert load_config(None, smallest).total_steps == 1
 
 
+def test_the_warmup_is_a_fiftieth_of_the_run_unless_given() -> None:
+    assert load_config(None).warmup_tokens == 320_000
+    assert load_config(None, {"training.tokens_per_run": 100_000}).warmup_tokens == 2_000
+    assert load_config(None, {"training.warmup_tokens": 0}).warmup_tokens == 0
+
+
 def test_a_warmup_as_long_as_the_run_is_refused() -> None:
     sizes = {"training.tokens_per_run": 5 * 16_384 + 1, "training.warmup_tokens": 5 * 16_384}
     message = message_of(None, sizes)

@@ -71,7 +71,9 @@ class TrainingConfig(_Section):
         "natively, else fp32. What trains in peft mode is always fp32.",
     )
     learning_rate: Real = Field(3e-3, gt=0, description="Peak learning rate, after warmup.")
-    warmup_tokens: Integer = Field(320_000, ge=0, description="Length of the linear warmup, in tokens.")
+    warmup_tokens: Integer | None = Field(
+        None, ge=0, description="Length of the linear warmup, in tokens; null means 2 % of tokens_per_run."
+    )
     min_learning_rate_ratio: Real = Field(
         0.1, ge=0, le=1, description="Learning rate at the end of the cosine, as a share of peak."
     )
@@ -157,6 +159,12 @@ class RunConfig(_Section):
         """Optimiser steps of the run: the whole steps that the token budget pays for."""
         return self.training.tokens_per_run // self.tokens_per_step
 
+    @property
+    def warmup_tokens(self) -> int:
+        """Length of the linear warmup, in tokens."""
+        given = self.training.warmup_tokens
+        return self.training.tokens_per_run * 2 // 100 if given is None else given
+
     @model_validator(mode="after")
     def _budget_pays_for_a_step(self) -> RunConfig:
         if self.total_steps < 1:
@@ -172,9 +180,9 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _warmup_ends_within_the_run(self) -> RunConfig:
         tokens = self.total_steps * self.tokens_per_step
-        if self.training.warmup_tokens >= tokens:
+        if self.warmup_tokens >= tokens:
             raise ValueError(
-                f"training.warmup_tokens {self.training.warmup_tokens} is not shorter than the run, which has "
+                f"training.warmup_tokens {self.warmup_tokens} is not shorter than the run, which has "
                 f"{tokens} tokens ({self.total_steps} whole steps of {self.tokens_per_step}): set both"
             )
         return self

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from parcontrol.cli import experiment
 from parcontrol.cli.experiment import main
 from parcontrol.config import iter_fields
+from parcontrol.experiment import run as sweep_run
 from parcontrol.experiment.plan import PlannedRun
 from parcontrol.experiment.sweep import RunStatus
 from parcontrol.runs import RunDirectory
@@ -52,7 +52,7 @@ class Sweeps:
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweeps:
     recorded = Sweeps()
-    monkeypatch.setattr(experiment, "Sweep", recorded)
+    monkeypatch.setattr(sweep_run, "Sweep", recorded)
     monkeypatch.chdir(tmp_path)
     return recorded
 

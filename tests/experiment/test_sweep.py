@@ -117,7 +117,8 @@ def test_fail_fast_stops_the_others(runs: list[PlannedRun], monkeypatch: pytest.
     monkeypatch.setenv("FAKE_STEP_SECONDS", "1")
     statuses = Sweep(runs, Recorder(), max_parallel=2, fail_fast=True).run()
     assert states(statuses) == {"P1": "failed", "P2": "interrupted", "P4": "waiting"}
-    assert not runs[2].config.run_directory.exists()
+    assert runs[2].directory.exists
+    assert not runs[2].directory.started
 
 
 def test_an_exit_code_of_0_without_a_result_is_a_failure(runs: list[PlannedRun]) -> None:

