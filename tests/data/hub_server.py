@@ -51,28 +51,78 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def hub_server(folder: Path, repo: str, commit: str) -> Iterator[HubServer]:
-    """Runs a server for the block."""
-    server = HubServer(folder, repo, commit)
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Runs any server for the block."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield server
+        yield
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+@contextmanager
+def hub_server(folder: Path, repo: str, commit: str) -> Iterator[HubServer]:
+    """Runs a server for the block."""
+    server = HubServer(folder, repo, commit)
+    with running(server):
+        yield server
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """How every Hub on this machine answers: errors with the Hub's headers, JSON, and ranges of a content."""
+
     protocol_version = "HTTP/1.1"
-    server: HubServer
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_GET(self) -> None:
+        raise NotImplementedError
+
+    def requested_span(self, length: int) -> tuple[int, int]:
+        """First byte, and the one after the last, that are asked for."""
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-"))
+        assert span, self.headers["Range"]
+        return int(span[1]), min(int(span[2] or length) + 1, length)
+
+    def send_content_head(self, start: int, end: int, length: int, headers: dict[str, str]) -> None:
+        """Sends status and headers of the bytes from `start` to `end` of a content."""
+        self.send_response(206 if "Range" in self.headers else 200)
+        ours = {
+            "Accept-Ranges": "bytes",
+            "Content-Range": f"bytes {start}-{end - 1}/{length}",
+            "Content-Length": str(end - start),
+        }
+        for name, value in {**headers, **ours}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send_json(self, content: Any, headers: dict[str, str] | None = None) -> None:
+        """Sends JSON."""
+        self.send_whole(200, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def send_hub_error(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        """Sends an error as the Hub does, with its code and message in headers."""
+        self.send_whole(status, b"", {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
+
+    def send_whole(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Sends a status and a body."""
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class _Handler(HubHandler):
+    server: HubServer
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -86,28 +136,28 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(rf"/datasets/{repo}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", path):
             self._resolve(match["revision"], match["path"])
         else:
-            self._error(404, "RepoNotFound", "Repository not found")
+            self.send_hub_error(404, "RepoNotFound", "Repository not found")
 
     def _knows(self, revision: str) -> bool:
         known = revision in ("main", self.server.commit)
         if not known:
-            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            self.send_hub_error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return known
 
     def _info(self, revision: str) -> None:
         if self._knows(revision):
-            self._json({"_id": "0", "id": self.server.repo, "sha": self.server.commit, "siblings": [], "tags": []})
+            self.send_json({"_id": "0", "id": self.server.repo, "sha": self.server.commit, "siblings": [], "tags": []})
 
     def _tree(self, revision: str, path: str) -> None:
         if not self._knows(revision):
             return
         folder = self.server.folder / path
         if not folder.is_dir():
-            self._error(404, "EntryNotFound", f"{path} does not exist")
+            self.send_hub_error(404, "EntryNotFound", f"{path} does not exist")
             return
         recursive = "recursive=true" in self.path.lower()
         found = sorted(folder.rglob("*") if recursive else folder.iterdir())
-        self._json([self._entry(entry) for entry in found])
+        self.send_json([self._entry(entry) for entry in found])
 
     def _entry(self, path: Path) -> dict[str, Any]:
         name = path.relative_to(self.server.folder).as_posix()
@@ -119,43 +169,21 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._knows(revision):
             return
         if not (self.server.folder / path).is_file():
-            self._error(404, "EntryNotFound", f"{path} does not exist")
+            self.send_hub_error(404, "EntryNotFound", f"{path} does not exist")
             return
         with self.server.lock:
             failure = self.server.failures.pop(0) if self.server.failures else None
         if isinstance(failure, int):
-            self._error(failure, "", "told to fail")
+            self.send_hub_error(failure, "", "told to fail")
             return
         content = (self.server.folder / path).read_bytes()
-        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-"))
-        assert span, self.headers["Range"]
-        start, end = int(span[1]), min(int(span[2] or len(content)) + 1, len(content))
+        start, end = self.requested_span(len(content))
         body = content[start:end]
-        self.send_response(206 if "Range" in self.headers else 200)
-        self.send_header("ETag", '"0"')
-        self.send_header("X-Repo-Commit", self.server.commit)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self.send_content_head(start, end, len(content), {"ETag": '"0"', "X-Repo-Commit": self.server.commit})
         if failure == "cut":
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
         elif self.command == "GET":
             with self.server.lock:
                 self.server.served.append(Served(path, revision, start, len(body)))
-            self.wfile.write(body)
-
-    def _json(self, content: Any) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def _error(self, status: int, code: str, message: str) -> None:
-        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
             self.wfile.write(body)

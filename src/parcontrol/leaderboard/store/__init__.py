@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from parcontrol.leaderboard.settings import Settings
@@ -47,6 +48,8 @@ def open_stores(settings: Settings) -> Stores:
     """Returns the three repositories that the settings name; nothing is read or created yet."""
     if not settings.on_hub:
         return Stores(*(LocalStore(settings.root / name) for name in ("requests", "results", "leaderboard")))
+    # Xet is one more protocol for large files, which only the public Hub speaks. Read when huggingface_hub is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from parcontrol.leaderboard.store.hub import HubStore
 
     assert settings.queue_repo

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,9 @@ class Store(Protocol):
     @property
     def local(self) -> bool:
         """Whether this is a directory of this machine, so that requests may name directories of this machine."""
+
+    def user(self) -> str:
+        """Returns the name of the user who writes: the owner of the token, or the account on this machine."""
 
     def snapshot(self) -> Snapshot:
         """Returns all files at the newest revision."""
@@ -178,9 +181,3 @@ def checked(changes: Mapping[str, bytes | None]) -> Mapping[str, bytes | None]:
     for path in changes:
         check_path(path)
     return changes
-
-
-def all_paths(blobs: Iterable[str]) -> str:
-    """Returns paths for a message, the first few of them."""
-    listed = sorted(blobs)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

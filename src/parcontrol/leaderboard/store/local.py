@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import pwd
 import sqlite3
 import threading
 import time
@@ -40,7 +41,7 @@ from parcontrol.leaderboard.store.base import (
     blob_id,
     checked,
 )
-from parcontrol.leaderboard.store.retries import LOCAL, RetryPolicy
+from parcontrol.leaderboard.store.retries import LOCAL_CONFLICTS, RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +85,11 @@ class LocalStore:
 
     local = True
 
-    def __init__(self, directory: str | Path, retries: RetryPolicy = LOCAL) -> None:
+    def __init__(self, directory: str | Path, conflicts: RetryPolicy = LOCAL_CONFLICTS) -> None:
         self.directory = Path(directory).absolute()
         self._hidden = self.directory / _HIDDEN
         self._staged = self._hidden / "staged"
-        self._retries = retries
+        self._conflicts = conflicts
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None  # process and inode
@@ -97,6 +98,13 @@ class LocalStore:
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.directory)!r})"
+
+    def user(self) -> str:
+        """Returns the account that runs this process; the environment has no say in it."""
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            return f"uid-{os.getuid()}"
 
     # --- reading ---
 
@@ -189,7 +197,7 @@ class LocalStore:
 
     def conflict_retries(self) -> tenacity.Retrying:
         """Returns how to repeat what ended in a `ConflictError`."""
-        return self._retries.retrying(lambda error: isinstance(error, ConflictError), str(self.directory))
+        return self._conflicts.retrying(lambda error: isinstance(error, ConflictError), str(self.directory))
 
     def _check_place(self, path: str) -> None:
         """Refuses to write through a link, or over a directory: somebody has put it there by hand."""
