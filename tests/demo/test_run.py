@@ -86,7 +86,7 @@ def test_the_table_says_what_the_results_say(finished: Sequence[PlannedRun]) -> 
         cells = [rf"{re.escape(f'{loss:.4f} ({math.exp(loss):.2f})')}" for loss in losses]
         assert re.search(rf"{name}\W+{cells[0]}\W+{cells[1]}", text)
     change = f"{results[1]['final_validation_loss'] - results[0]['final_validation_loss']:+.4f}".replace("-", "−")
-    assert re.search(rf"final minus P = 1\W+–\W+{re.escape(change)}", text)
+    assert re.search(rf"minus P = 1\W+–\W+{re.escape(change)}", text)
     (difference,) = found.differences
     assert difference.verdict in text
     final = finished[-1].directory.final_dir

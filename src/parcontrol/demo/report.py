@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from parcontrol.analysis.findings import Difference, StreamSummary, SweepFindings
@@ -19,7 +20,9 @@ def result_table(found: SweepFindings) -> Table:
     differences = {difference.compared: difference for difference in found.differences}
     against_first = [differences.get(f"P = {summary.P}") for summary in found.streams]
     against_backbone = [summary.gain for summary in found.streams]
-    table = Table(title="Validation loss in nats per token (perplexity)", title_style="bold")
+    table = Table(
+        title="Validation loss in nats per token (perplexity)", title_style="bold", box=box.SIMPLE, pad_edge=False
+    )
     table.add_column("")
     for summary in found.streams:
         table.add_column(f"P = {summary.P}", justify="right")
@@ -27,15 +30,15 @@ def result_table(found: SweepFindings) -> Table:
         style = "bold" if key == "final" else ""
         table.add_row(name, *_losses(found.streams, key), style=style)
     table.add_section()
-    _add_differences(table, "final minus frozen backbone", against_backbone)
+    _add_differences(table, "minus backbone", against_backbone)
     table.add_section()
-    _add_differences(table, f"final minus P = {found.streams[0].P}", against_first)
+    _add_differences(table, f"minus P = {found.streams[0].P}", against_first)
     table.add_section()
     table.add_row("training", *_of_results(found.streams, lambda r: f"{r.training_seconds:.0f} s"))
     table.add_row("tokens/s", *_of_results(found.streams, lambda r: f"{r.tokens_per_second:,.0f}"))
     table.add_row("peak memory", *_of_results(found.streams, lambda r: format_bytes(r.peak_memory_bytes)))
-    table.add_row("parameters trained", *_of_results(found.streams, lambda r: f"{r.parameters_trained:,}"))
-    table.caption = f"Intervals: paired bootstrap over validation documents, {PERCENT}. Seed noise is unmeasured."
+    table.add_row("trained", *_of_results(found.streams, lambda r: f"{r.parameters_trained:,}"))
+    table.caption = f"{PERCENT} intervals: over documents, paired bootstrap; seed noise unmeasured"
     return table
 
 
