@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from parcontrol.analysis.findings import analyse
+from parcontrol.analysis.results import load_experiment_results
 from parcontrol.cli.experiment import main
 from parcontrol.config import iter_fields
 from parcontrol.experiment import run as sweep_run
@@ -265,6 +267,13 @@ def test_killed_in_the_middle_twice_it_ends_as_one_left_alone(
     assert last.returncode == 0, err
     for name in ("P1", "P2"):
         assert _outcome(output_dir / name) == _outcome(finished[0] / name)
+    assert _reported(output_dir) == _reported(finished[0])
+
+
+def _reported(sweep: Path) -> dict[str, Any]:
+    """What a report says of losses, differences and the law."""
+    (found,) = analyse(load_experiment_results(sweep)).sweeps
+    return {key: value for key, value in found.as_dict().items() if key in ("streams", "differences", "laws")}
 
 
 def _outcome(path: Path) -> dict[str, Any]:
