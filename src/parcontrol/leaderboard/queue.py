@@ -8,6 +8,7 @@ request is FAILED. A RUNNING request of an old file, which has no lease, counts 
 from __future__ import annotations
 
 import bisect
+import difflib
 import heapq
 import uuid
 from collections.abc import Callable
@@ -100,7 +101,36 @@ class Queue:
     def requests(self) -> list[Entry]:
         """Returns all requests, by path."""
         self.refresh()
+        return self.entries()
+
+    def entries(self) -> list[Entry]:
+        """Returns all requests at the revision that `refresh` has returned last, by path."""
         return [self._entries[path] for path in sorted(self._entries)]
+
+    def get(self, path: str) -> Request | None:
+        """Returns a request at the revision that `refresh` has returned last."""
+        entry = self._entries.get(path)
+        return entry.request if entry else None
+
+    def find(self, name: str) -> str:
+        """Returns the path of a request that is named by its path or its model.
+
+        Raises:
+            ValueError: There is none, or several.
+        """
+        entries = self.requests()
+        found = [entry.path for entry in entries if name in (entry.path, entry.request.model)]
+        if not found:
+            near = difflib.get_close_matches(name, [entry.request.model for entry in entries], 1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise ValueError(f"there is no request {quoted(name)}{hint}")
+        if len(found) > 1:
+            raise ValueError(f"{quoted(name)} has several requests, name one of them: {', '.join(found)}")
+        return found[0]
+
+    def is_taken(self, path: str) -> bool:
+        """Whether there is a file, request or broken, at the revision that `refresh` has returned last."""
+        return path in self._entries or path in self._broken
 
     def broken(self) -> list[Broken]:
         """Returns the files that are no requests, by path."""

@@ -375,7 +375,7 @@ def parse_request(content: bytes, path: str, local: bool = False) -> Request:
         request = Request.model_validate(data)
         request.to_json()
     except ValidationError as error:
-        raise ValueError(_reasons(error)) from error
+        raise ValueError(invalid_fields(error)) from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot be written again: {error}") from error
     check_path(path)
@@ -386,8 +386,8 @@ def parse_request(content: bytes, path: str, local: bool = False) -> Request:
     return request
 
 
-def _reasons(error: ValidationError) -> str:
-    """The first faults of a request, in one line."""
+def invalid_fields(error: ValidationError) -> str:
+    """Returns the first faults of a request, in one line."""
     faults: Sequence[Mapping[str, Any]] = error.errors(include_url=False, include_context=False)
     lines = [f"{'.'.join(map(str, fault['loc'])) or 'request'}: {fault['msg']}" for fault in faults[:3]]
     more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""

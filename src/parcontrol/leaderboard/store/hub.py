@@ -264,22 +264,29 @@ class HubStore:
         """Returns how to repeat what ended in a `ConflictError`."""
         return self._conflicts.retrying(lambda error: isinstance(error, ConflictError), self.repository)
 
-    # --- the Hub's troubles ---
-
     def _patiently(self, call: Callable[[], Result], what: str) -> Result:
-        """Calls the Hub until it answers.
+        return patiently(call, f"{self.repository}: {what}", self._trouble)
 
-        Raises:
-            StoreError: It does not, or refuses.
-        """
-        try:
-            for attempt in self._trouble.retrying(_is_passing, f"{self.repository}: {what}", _told_seconds):
-                with attempt:
-                    _limit_waiting()
-                    return call()
-        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-            raise StoreError(f"{self.repository}: {what}: {' '.join(str(error).split())}") from error
-        raise AssertionError("retries end by returning or raising")
+
+def patiently(call: Callable[[], Result], what: str, trouble: RetryPolicy = HUB_TROUBLE) -> Result:
+    """Calls the Hub until it answers.
+
+    Args:
+        call: Uses huggingface_hub.
+        what: What is done, for the message.
+        trouble: How often, and after how long, it is tried again.
+
+    Raises:
+        StoreError: The Hub does not answer, or refuses.
+    """
+    try:
+        for attempt in trouble.retrying(_is_passing, what, _told_seconds):
+            with attempt:
+                _limit_waiting()
+                return call()
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        raise StoreError(f"{what}: {' '.join(str(error).split())}") from error
+    raise AssertionError("retries end by returning or raising")
 
 
 def _is_passing(error: BaseException) -> bool:
