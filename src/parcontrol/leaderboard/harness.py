@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 TASKS = Path(__file__).parent / "tasks"
 SAMPLES = TASKS / "samples"
-# What the harness downloads when IFEval is imported and this is not there: tables for splitting sentences.
-NLTK_RESOURCE = "tokenizers/punkt_tab"
+# NLTK's tables for splitting English sentences. The harness downloads them when IFEval is imported and they are not
+# there; the sample set, which has no sentences to split, holds an empty folder of that name.
 NLTK_FOLDER = "nltk_data"
+NLTK_TABLES = "tokenizers/punkt_tab/english"
 
 
 class BuiltTasks(NamedTuple):
@@ -61,9 +62,10 @@ def build_tasks(
     tasks = []
     for spec in specs:
         if spec.name == "ifeval":
-            _require_nltk_data(mirror_directory(place))
+            _require_nltk_tables(mirror_directory(place), needed=not sample_set)
         task = _build(manager, spec, place)
-        task.config.metadata["rows"] = "sample set" if sample_set else "dataset"
+        if sample_set:
+            task.config.metadata["sample_set"] = True
         if instruction is not None and _is_judge(spec):
             _replace_instruction(task, instruction)
         tasks.append(task)
@@ -91,6 +93,10 @@ def _build(manager: TaskManager, spec: TaskSpec, mirror: str | None) -> Task:
     if spec.native:
         # Without examples the harness would still read the other splits.
         overrides |= {"training_split": None, "validation_split": None, "test_split": spec.split}
+    if spec.name == "wikitext":
+        from parcontrol.leaderboard.tasks.wikitext.standard_error import OVERRIDES
+
+        overrides |= OVERRIDES
     try:
         task = manager.load({"group": "parcontrol", "task": [{"task": spec.name, **overrides}]})["tasks"][spec.name]
     except DatasetGenerationError as error:
@@ -101,7 +107,8 @@ def _build(manager: TaskManager, spec: TaskSpec, mirror: str | None) -> Task:
             f"task {spec.name}: dataset {spec.dataset} has {count} rows, and {spec.num_fewshot} examples for each row "
             "need more"
         )
-    # Results quote the configuration: there the dataset is named as on the Hub.
+    # Results quote the configuration: there the dataset is named as on the Hub, and no path of this machine.
+    task.config.metadata.pop("config_source")
     task.set_config("dataset_path", spec.dataset)
     task.set_config("dataset_name", spec.config)
     task.set_config("dataset_kwargs", {"revision": spec.revision} if spec.revision else None)
@@ -135,18 +142,17 @@ def _replace_instruction(task: Task, instruction: str) -> None:
     task.config.metadata["instruction_sha256"] = hashlib.sha256(instruction.encode()).hexdigest()
 
 
-def _require_nltk_data(mirror: Path | None) -> None:
-    """Makes sure that the harness finds its tables for splitting sentences, which it would download otherwise."""
+def _require_nltk_tables(mirror: Path | None, needed: bool) -> None:
+    """Makes NLTK look into the mirror too, and makes sure that the harness has nothing to download."""
     import nltk
 
-    own = str(mirror / NLTK_FOLDER) if mirror else None
-    if own and own not in nltk.data.path:
-        nltk.data.path.append(own)
+    if mirror and (folder := str(mirror / NLTK_FOLDER)) not in nltk.data.path:
+        nltk.data.path.append(folder)
     try:
-        nltk.data.find(NLTK_RESOURCE)
+        nltk.data.find(NLTK_TABLES if needed else str(Path(NLTK_TABLES).parent))
     except LookupError:
-        where = f"{mirror}/{NLTK_FOLDER}" if mirror else f"{NLTK_FOLDER} in an offline mirror"
+        where = f"{mirror}/{NLTK_FOLDER}" if mirror else f"{NLTK_FOLDER}/ of an offline mirror"
         raise ValueError(
-            f"task ifeval needs NLTK's {NLTK_RESOURCE}, which is not on this machine and is not downloaded: put it "
-            f"into {where}, or into a folder that NLTK_DATA names"
+            f"task ifeval needs NLTK's {NLTK_TABLES}, which is not on this machine and is not downloaded: put it into "
+            f"{where}, or into a folder that NLTK_DATA names"
         ) from None

@@ -1,0 +1,1 @@
+"""Claims that are supported or refuted."""

@@ -1,0 +1,1 @@
+"""Judging texts by HaluEval: is something in them made up?"""

@@ -1,0 +1,1 @@
+"""Questions about a passage, some of which it does not answer."""

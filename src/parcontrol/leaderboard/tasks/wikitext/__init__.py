@@ -1,0 +1,1 @@
+"""WikiText, with a standard error."""
