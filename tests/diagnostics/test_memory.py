@@ -17,7 +17,6 @@ from parcontrol.config import RunConfig, load_config
 from parcontrol.diagnostics import memory
 from parcontrol.diagnostics.memory import (
     MemoryMonitor,
-    format_bytes,
     memory_advice,
     out_of_memory_advice,
     peak_rss_bytes,
@@ -175,14 +174,6 @@ def test_running_out_of_memory_becomes_one_clear_message(error: Exception) -> No
 )
 def test_other_errors_are_not_explained_away(error: Exception) -> None:
     assert out_of_memory_advice(error, config()) is None
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (3 * MIB, "3 MiB"), (1536 * MIB, "1.5 GiB")],
-)
-def test_format_bytes(count: int, text: str) -> None:
-    assert format_bytes(count) == text
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

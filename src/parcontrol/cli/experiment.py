@@ -19,8 +19,8 @@ from parcontrol.experiment.comparison import NotComparableError, check_plan
 from parcontrol.experiment.launch import Launcher
 from parcontrol.experiment.local import LocalLauncher
 from parcontrol.experiment.plan import OUTPUT_DIR, PlannedRun, make_plan
-from parcontrol.experiment.progress import duration
 from parcontrol.experiment.run import run_sweep
+from parcontrol.formats import format_duration
 
 if TYPE_CHECKING:
     from parcontrol.experiment.estimate import Estimate
@@ -83,7 +83,7 @@ def _print_plan(runs: Sequence[PlannedRun]) -> None:
             str(config.training.seed),
             f"{run.total_tokens:,}",
             f"{config.total_steps:,}",
-            "unknown" if expected is None else f">= {duration(expected.seconds)}",
+            "unknown" if expected is None else f">= {format_duration(expected.seconds)}",
             "unknown" if expected is None else _gib(expected.memory_bytes),
             run.state,
             str(config.run_directory),
@@ -114,7 +114,7 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
     total = sum(estimates[run.name].seconds for run in runs)
     return estimates, [
         f"Estimates for {device} at the rate of a {compute} matrix product measured now, {rate / 1e12:.3g} TFLOP/s, "
-        f"as if all work ran at that rate: the time is a lower bound, {duration(total)} for all whole runs one by one.",
+        f"as if all work ran at that rate: the time is a lower bound, {format_duration(total)} for all whole runs one by one.",
         "Memory is what a training step keeps by formula. Both formulae: docs/experiment.md.",
     ]
 

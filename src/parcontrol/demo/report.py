@@ -10,8 +10,8 @@ from rich.table import Table
 from parcontrol.analysis.findings import Difference, StreamSummary, SweepFindings
 from parcontrol.analysis.report_document import NONE, PERCENT, interval, loss, signed
 from parcontrol.analysis.results import RunResult
-from parcontrol.diagnostics.memory import format_bytes
 from parcontrol.experiment.plan import PlannedRun
+from parcontrol.formats import format_bytes
 from parcontrol.logging_setup import log_file
 
 

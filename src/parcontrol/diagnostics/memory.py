@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from parcontrol.config import RunConfig
+from parcontrol.formats import format_bytes
 
 # Below this part of a memory, the next allocation of a step may be the one that fails.
 LOW_MEMORY = 0.08
@@ -182,12 +183,3 @@ def out_of_memory_advice(error: BaseException, config: RunConfig) -> str | None:
         f"{config.data.sequence_length} and training.microbatch_size "
         f"{config.training.microbatch_size} ({first_line}). {memory_advice(config)}"
     )
-
-
-def format_bytes(count: float) -> str:
-    """Returns a number of bytes with a binary unit, such as `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

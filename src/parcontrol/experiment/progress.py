@@ -13,6 +13,7 @@ from rich.table import Table
 
 from parcontrol.experiment.plan import PlannedRun
 from parcontrol.experiment.sweep import RunStatus
+from parcontrol.formats import format_count, format_duration
 
 _REFRESH_SECONDS = 1.0
 _COLUMNS = ("run", "state", "tokens", "loss", "validation", "tokens/s", "time left")
@@ -63,11 +64,11 @@ def cells(status: RunStatus, progress: Progress) -> tuple[str, ...]:
     return (
         status.run.name,
         state,
-        f"{count(progress.tokens)}/{count(status.run.total_tokens)}",
+        f"{format_count(progress.tokens)}/{format_count(status.run.total_tokens)}",
         _NONE if progress.loss is None else f"{progress.loss:.4f}",
         _NONE if progress.validation_loss is None else f"{progress.validation_loss:.4f}",
-        _NONE if speed is None else count(speed),
-        _NONE if left is None else duration(left),
+        _NONE if speed is None else format_count(speed),
+        _NONE if left is None else format_duration(left),
     )
 
 
@@ -127,18 +128,3 @@ def _table(lines: Sequence[Sequence[str]]) -> Table:
     for line in lines:
         table.add_row(*line)
     return table
-
-
-def count(number: float) -> str:
-    """Returns a number of tokens in short, such as `16.00M`."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.2f}{unit}"
-    return f"{number:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time as hours:minutes:seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -9,7 +9,7 @@ from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from parcontrol.config import RunConfig
-from parcontrol.diagnostics.memory import format_bytes
+from parcontrol.formats import format_bytes, format_count, format_duration
 from parcontrol.training.loop import Callback, Record, TrainingLoop
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ class ConsoleProgress(Callback):
             "P = %d, %s: %s of %s parameters train, on %s in %s, from step %d of %d",
             loop.config.parscale.P,
             loop.config.training.mode,
-            _count(trained),
-            _count(total),
+            format_count(trained),
+            format_count(total),
             loop.precision.device,
             str(loop.precision.compute).removeprefix("torch."),
             loop.step,
@@ -60,7 +60,7 @@ class ConsoleProgress(Callback):
 
     def on_boundary(self, loop: TrainingLoop) -> None:
         """Moves the bar."""
-        status = f"{_count(loop.tokens)}/{_count(self.total_tokens)} tokens{self._rate}"
+        status = f"{format_count(loop.tokens)}/{format_count(self.total_tokens)} tokens{self._rate}"
         self._progress.update(self._training, completed=loop.tokens, status=status)
         self._progress.update(self._validation, visible=False)
 
@@ -79,17 +79,17 @@ class ConsoleProgress(Callback):
         """Prints what a record says."""
         if kind == "train":
             speed = record["tokens_per_second"]
-            self._rate = f" · loss {record['loss']:.4f} · {_count(speed)} tokens/s"
+            self._rate = f" · loss {record['loss']:.4f} · {format_count(speed)} tokens/s"
             seconds_left = (self.total_tokens - record["tokens"]) / speed
             logger.log(
                 logging.DEBUG if self.live else logging.INFO,
                 "step %d/%d · %s/%s tokens%s · %s left",
                 record["step"],
                 self.total_steps,
-                _count(record["tokens"]),
-                _count(self.total_tokens),
+                format_count(record["tokens"]),
+                format_count(self.total_tokens),
                 self._rate,
-                _duration(seconds_left),
+                format_duration(seconds_left),
                 extra={"record": record},
             )
         elif kind == "validation":
@@ -103,21 +103,8 @@ class ConsoleProgress(Callback):
             )
         elif kind == "result":
             peak = format_bytes(record["peak_memory_bytes"])
-            logger.info("finished in %s, peak memory %s", _duration(record["seconds"]), peak)
+            logger.info("finished in %s, peak memory %s", format_duration(record["seconds"]), peak)
 
     def on_stop(self) -> None:
         """Leaves the terminal as it was."""
         self._progress.stop()
-
-
-def _count(number: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.2f}{unit}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
