@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from parcontrol.leaderboard.scoring.scorers import Scorer
 
 
-def rescore(directory: Path, scorers: Iterable[Scorer] | None = None) -> dict[str, str]:
-    """Fills in the metrics of a finished task that scorers compute; see `rescoring.rescore`.
+def rescore(directory: Path) -> dict[str, str]:
+    """Fills in the missing metrics of a finished task in the spool; see `rescoring.rescore_directory`.
 
     Imports the scorers only when called: the tasks use parts of this package without them.
-    """
-    from parcontrol.leaderboard.scoring import rescoring
 
-    return rescoring.rescore(directory, scorers)
+    Returns:
+        The metrics that could not be computed, with the reasons.
+    """
+    from parcontrol.leaderboard.scoring.rescoring import rescore_directory
+
+    return rescore_directory(directory).failures

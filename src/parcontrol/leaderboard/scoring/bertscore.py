@@ -1,26 +1,26 @@
-"""BERTScore (Zhang et al. 2020, arXiv 1904.09675): greedy matching of contextual embeddings, by bert-score.
+"""BERTScore (Zhang et al. 2020, arXiv 1904.09675): greedy matching of contextual embeddings.
 
-Layer 17 of RoBERTa-large, as the library chooses for English; no inverse document frequencies, no rescaling. We load
-the model and cut the texts ourselves, and keep empty texts away from the library, which fails on them with
-transformers 5: an empty text scores 0.
+Layer 17 of RoBERTa-large, as the library bert-score chooses for English; no inverse document frequencies, no rescaling.
+The matching is our own because the library's depends on the batch: where a word's best cosine is negative, padding
+wins with 0. It also fails on empty texts with transformers 5, and asks for a leading space in a way that transformers 5
+ignores. For one pair at a time the figures are the library's.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from bert_score.utils import bert_cos_score_idf, model2layers
 from transformers import AutoModel
 
+from parcontrol.leaderboard.scoring.batches import by_length
 from parcontrol.leaderboard.scoring.models import AbsentError, ScorerModel, load_model
 
 REPO = "FacebookAI/roberta-large"
-LAYER = model2layers["roberta-large"]
-_CHUNK = 16  # batches whose embeddings are held in memory at a time
+LAYER = 17
+_CHUNK = 16  # batches whose embeddings are in memory at a time
 
 
 class Match(NamedTuple):
@@ -41,17 +41,15 @@ class BertScore:
     @cached_property
     def loaded(self) -> ScorerModel:
         """The model without the layers above the one that is read."""
-        # The library asks RoBERTa's tokenizer for a space before the first word.
         loaded = load_model(AutoModel, self.repo, add_prefix_space=True)
         layers = getattr(getattr(loaded.model, "encoder", None), "layer", ())
         if len(layers) < self.layer:
             raise AbsentError(f"{self.repo} is no encoder with the {self.layer} layers that BERTScore needs")
         loaded.model.encoder.layer = layers[: self.layer]
-        loaded.tokenizer.model_max_length = loaded.max_length  # where the library cuts a text: at its end
         return loaded
 
     def match(self, candidates: Sequence[str], references: Sequence[str]) -> list[Match]:
-        """Returns how well every candidate matches its reference.
+        """Returns how well every candidate matches its reference; an empty text matches nothing and scores 0.
 
         Texts that do not fit into the model's 512 tokens lose their end.
 
@@ -64,21 +62,34 @@ class BertScore:
         size = self.batch_size * _CHUNK
         for start in range(0, len(filled), size):
             chunk = filled[start : start + size]
-            for index, match in zip(chunk, self._match([pairs[i] for i in chunk]), strict=True):
-                matches[index] = match
+            vectors = self._embed(list({text: None for index in chunk for text in pairs[index]}))
+            for index in chunk:
+                matches[index] = _match(*(vectors[text] for text in pairs[index]))
         return matches
 
-    def _match(self, pairs: list[tuple[str, str]]) -> list[Match]:
-        tokenizer = self.loaded.tokenizer
-        # Start and end are matched against but not averaged over, as in the paper.
-        weights: dict[int, float] = defaultdict(lambda: 1.0, {tokenizer.cls_token_id: 0.0, tokenizer.sep_token_id: 0.0})
-        scores: torch.Tensor = bert_cos_score_idf(
-            self.loaded.model,
-            [reference for _, reference in pairs],
-            [candidate for candidate, _ in pairs],
-            tokenizer,
-            weights,
-            batch_size=self.batch_size,
-            device=self.loaded.device,
-        )
-        return [Match(precision, f1) for precision, _, f1 in scores.tolist()]
+    @torch.inference_mode()
+    def _embed(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Returns unit vectors of the tokens of every text, start and end among them. Shapes: [tokens, hidden]."""
+        scorer, vectors = self.loaded, {}
+        for batch in by_length(texts, self.batch_size):
+            inputs = scorer.tokenizer(
+                [texts[index] for index in batch],
+                padding=True,
+                truncation=True,
+                max_length=scorer.max_length,
+                return_tensors="pt",
+            ).to(scorer.device)
+            hidden = torch.nn.functional.normalize(scorer.model(**inputs).last_hidden_state, dim=-1)
+            for index, row, mask in zip(batch, hidden, inputs["attention_mask"].bool(), strict=True):
+                vectors[texts[index]] = row[mask]
+        return vectors
+
+
+def _match(candidate: torch.Tensor, reference: torch.Tensor) -> Match:
+    """Matches every token with the most similar one; start and end can be matched but are not averaged over."""
+    if min(len(candidate), len(reference)) <= 2:  # the tokenizer left nothing of a text
+        return Match(0.0, 0.0)
+    cosines = candidate @ reference.T
+    precision = cosines.amax(dim=1)[1:-1].mean()
+    recall = cosines.amax(dim=0)[1:-1].mean()
+    return Match(*torch.stack([precision, 2 * precision * recall / (precision + recall)]).tolist())

@@ -8,7 +8,7 @@ from functools import cached_property
 from transformers import AutoModelForSequenceClassification
 
 from parcontrol.leaderboard.scoring.batches import classify
-from parcontrol.leaderboard.scoring.models import ScorerModel, load_model
+from parcontrol.leaderboard.scoring.models import AbsentError, ScorerModel, load_model
 
 REPO = "bunsenfeng/FactKB"
 TOKENIZER = "FacebookAI/roberta-base"  # the model's repository holds none
@@ -25,7 +25,10 @@ class FactKB:
     @cached_property
     def loaded(self) -> ScorerModel:
         """The model."""
-        return load_model(AutoModelForSequenceClassification, self.repo, TOKENIZER)
+        loaded = load_model(AutoModelForSequenceClassification, self.repo, TOKENIZER)
+        if loaded.model.config.num_labels != 2:
+            raise AbsentError(f"{self.repo} has {loaded.model.config.num_labels} labels instead of 2")
+        return loaded
 
     def probabilities(self, summaries: Sequence[str], documents: Sequence[str]) -> list[float]:
         """Returns P(factual) of every summary; 0 of an empty one.

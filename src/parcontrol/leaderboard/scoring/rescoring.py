@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from parcontrol.leaderboard.evaluate.spool import RESULTS, SAMPLES, read_samples, write_task
 from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.scoring.models import AbsentError
-from parcontrol.leaderboard.scoring.scorers import Scored, Scorer, make_scorers
+from parcontrol.leaderboard.scoring.scorers import SCORERS, Scored, make_scorers
 
 Source = dict[str, str | None]
 
 
-def rescore(directory: Path, scorers: Iterable[Scorer] | None = None) -> dict[str, str]:
-    """Runs scorers over a finished task of the spool and rewrites its files in one step.
+class Rescored(NamedTuple):
+    """What became of one task."""
+
+    path: str
+    task: str
+    figures: dict[str, float]  # metrics that were computed
+    failures: dict[str, str]  # metrics that could not be, with the reasons
+
+
+def rescore_directory(directory: Path, names: Sequence[str] | None = None, batch_size: int = 16) -> Rescored:
+    """Scores a finished task of the spool and rewrites its files in one step.
 
     Args:
         directory: The task's directory.
-        scorers: As for `score_task`; None runs all.
-
-    Returns:
-        The metrics that could not be computed, with the reasons.
+        names: Scorers to run, whatever is there; None runs those whose metrics are missing.
+        batch_size: How many texts pass through a model at once.
 
     Raises:
         ValueError: There is no finished task.
     """
     try:
         results, samples = orjson.loads((directory / RESULTS).read_bytes()), read_samples(directory / SAMPLES)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{directory} holds no finished task: {error.filename} is missing") from error
     (task,) = results["results"]
-    failures = score_task(results, task, samples, make_scorers() if scorers is None else scorers)
+    outcome = score_task(results, task, samples, names, batch_size)
     write_task(directory, results, samples)
-    return failures
+    return outcome._replace(path=str(directory))
 
 
 def score_task(
-    results: dict[str, Any], task: str, samples: list[dict[str, Any]], scorers: Iterable[Scorer]
-) -> dict[str, str]:
+    results: dict[str, Any], task: str, samples: list[dict[str, Any]], names: Sequence[str] | None, batch_size: int
+) -> Rescored:
     """Enters what scorers compute into results and rows.
 
     A metric gets `results[task]["<metric>,none"]` with `<metric>_stderr,none`, a value in every row, and
@@ -52,32 +59,43 @@ def score_task(
         results: The harness's results of one or several tasks, with our block; changed.
         task: The task to score.
         samples: Its rows; changed.
-        scorers: Those that do not belong to the task do nothing.
-
-    Returns:
-        The metrics that could not be computed, with the reasons.
+        names: Scorers to run; those of other tasks do nothing. None runs those of the task whose metrics are missing.
+        batch_size: How many texts pass through a model at once.
     """
-    wanted = scored_metrics(task)
-    failures: dict[str, str] = {}
-    for scorer in scorers:
-        if wanted.isdisjoint(scorer.metrics):
-            continue
+    metrics = results["results"][task]
+    outcome = Rescored("", task, {}, {})
+    for scorer in make_scorers(scorers_of(task, metrics, names), batch_size):
         try:
             scored, sources = scorer.score(samples), scorer.sources()
         except AbsentError as error:
             reasons = dict.fromkeys(scorer.metrics, str(error))
             _leave_absent(results, task, reasons)
-            failures |= reasons
+            outcome.failures.update(reasons)
             continue
         for metric, figures in scored.items():
             _enter(results, task, metric, figures, sources)
             _enter_rows(samples, metric, figures.rows)
-    return failures
+            outcome.figures[metric] = figures.value
+    return outcome
 
 
-def scored_metrics(task: str) -> set[str]:
-    """Returns the metrics of a task that have a column."""
-    return {column.metric for spec in registry() if spec.harness_task == task for column in spec.columns}
+def scorers_of(task: str, metrics: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
+    """Returns the names of the scorers that a task gets.
+
+    Args:
+        task: Its name.
+        metrics: Its results so far.
+        names: Those to choose among; None chooses those with a metric that lacks a figure or its standard error.
+    """
+    columns = {column.metric for spec in registry() if spec.harness_task == task for column in spec.columns}
+    found = []
+    for name in SCORERS if names is None else names:
+        (scorer,) = make_scorers([name])
+        keys = [key for metric in scorer.metrics for key in (f"{metric},none", f"{metric}_stderr,none")]
+        complete = all(isinstance(metrics.get(key), int | float) for key in keys)
+        if columns.issuperset(scorer.metrics) and (names is not None or not complete):
+            found.append(name)
+    return found
 
 
 def _enter(results: dict[str, Any], task: str, metric: str, scored: Scored, sources: list[Source]) -> None:
@@ -88,7 +106,8 @@ def _enter(results: dict[str, Any], task: str, metric: str, scored: Scored, sour
     reasons = block.setdefault("absent", {}).get(task, {})
     if reasons.pop(metric, None) and not reasons:
         del block["absent"][task]
-    block.setdefault("scorers", {}).setdefault(task, {})[metric] = sources
+    if sources:
+        block.setdefault("scorers", {}).setdefault(task, {})[metric] = sources
 
 
 def _enter_rows(samples: list[dict[str, Any]], metric: str, values: list[Any]) -> None:

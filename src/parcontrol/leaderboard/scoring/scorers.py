@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from lm_eval.api.metrics import mean, mean_stderr
 
 from parcontrol.leaderboard.scoring.bertscore import BertScore
 from parcontrol.leaderboard.scoring.factkb import FactKB
@@ -41,10 +41,9 @@ class Scorer(Protocol):
         """Returns the models that were used, as `ScorerModel.source`."""
 
 
-def mean(rows: Sequence[float]) -> Scored:
-    """Returns the mean with its standard error, as the harness computes them."""
-    stderr = statistics.stdev(rows) / math.sqrt(len(rows)) if len(rows) > 1 else None
-    return Scored(list(rows), statistics.fmean(rows), stderr)
+def averaged(rows: Sequence[float]) -> Scored:
+    """Returns the mean and its standard error, to the last digit as the harness computes them."""
+    return Scored(list(rows), mean(rows), mean_stderr(rows) if len(rows) > 1 else None)
 
 
 class RougeLScorer:
@@ -54,7 +53,7 @@ class RougeLScorer:
 
     def score(self, samples: Sequence[Sample]) -> dict[str, Scored]:
         """Returns every metric."""
-        return {"rougeL": mean([rouge_l(_summary(sample), sample["doc"]["summary"]) for sample in samples])}
+        return {"rougeL": averaged([rouge_l(_summary(sample), sample["doc"]["summary"]) for sample in samples])}
 
     def sources(self) -> list[dict[str, str | None]]:
         """No model."""
@@ -71,7 +70,7 @@ class FactKBScorer:
 
     def score(self, samples: Sequence[Sample]) -> dict[str, Scored]:
         """Returns every metric."""
-        return {"factkb": mean(self.model.probabilities(*_summaries_and_documents(samples)))}
+        return {"factkb": averaged(self.model.probabilities(*_summaries_and_documents(samples)))}
 
     def sources(self) -> list[dict[str, str | None]]:
         """FactKB."""
@@ -93,7 +92,7 @@ class BertScorePrecisionScorer:
     def score(self, samples: Sequence[Sample]) -> dict[str, Scored]:
         """Returns every metric."""
         matches = self.model.match(*_summaries_and_documents(samples))
-        return {"bertscore_precision": mean([match.precision for match in matches])}
+        return {"bertscore_precision": averaged([match.precision for match in matches])}
 
     def sources(self) -> list[dict[str, str | None]]:
         """The encoder."""
@@ -111,7 +110,7 @@ class SelfCheckScorer:
         """Returns every metric."""
         passages = [Passage(text, others) for text, *others in (sample["filtered_resps"] for sample in samples)]
         rows = [consistency(self.sentences, passage) for passage in passages]
-        return {metric: mean([row[metric] for row in rows]) for metric in self.metrics}
+        return {metric: averaged([row[metric] for row in rows]) for metric in self.metrics}
 
     def sources(self) -> list[dict[str, str | None]]:
         """The models of the sentence scorer."""
