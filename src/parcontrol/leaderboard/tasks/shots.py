@@ -42,7 +42,7 @@ class OtherRows(ContextSampler):
         Raises:
             ValueError: There are not enough rows with other subjects.
         """
-        assert eval_doc is not None and df is None, "examples come from the evaluated split"
+        assert eval_doc is not None, "examples come from the evaluated split"
         subject = self.subject(eval_doc)
         drawn: dict[Hashable, dict[str, Any]] = {}
         for index in self._indices(subject):
