@@ -5,13 +5,16 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parcontrol.cli.leaderboard.score import main
-from parcontrol.leaderboard.evaluate.spool import RESULTS, SAMPLES, read_samples, write_task
+from parcontrol.leaderboard.evaluate.model_spec import Conditions
+from parcontrol.leaderboard.evaluate.spool import RESULTS, SAMPLES, finished_tasks, read_samples, write_task
+from parcontrol.leaderboard.publish import publish
 from parcontrol.leaderboard.scoring import bertscore, factkb, rescore
 from parcontrol.leaderboard.scoring.bertscore import BertScore
 from parcontrol.leaderboard.scoring.factkb import FactKB
@@ -36,7 +39,6 @@ from tests.leaderboard.scripted_model import ScriptedModel, evaluate, write_rows
 ARTICLES = ["the mayor opens a bridge of the city", "a storm hits the coast", "nobody was hurt"]
 SUMMARIES = ["the mayor opens a bridge", "", "he won a prize and sang"]
 MODEL = "someone/model"
-MOMENT = "2026-01-02T03-04-05.000000"
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,9 @@ def finish(task: str, model: ScriptedModel, data: Path) -> Path:
     results = evaluate(task, model, data)
     samples = results.pop("samples")[task]
     directory = data / "spool" / task
-    block = {"model": MODEL, "absent": {}}
-    write_task(directory, results | {"parcontrol": block}, samples)
+    identity = {"sha": "0" * 40, "precision": "float32", "weight_type": "Original", "chat_template": False}
+    block = {"model": MODEL, **identity, **asdict(Conditions()), "absent": {}, "failed": {}, "duration_s": {}}
+    write_task(directory, results | {"parcontrol": block, "total_evaluation_time_seconds": "1"}, samples)
     return directory
 
 
@@ -211,20 +214,21 @@ def test_no_finished_task(tmp_path: Path) -> None:
 
 @pytest.fixture
 def store(xsum: Path, selfcheck: Path, tmp_path: Path) -> LocalStore:
-    """A results repository with both tasks in one file, and a file of somebody else."""
-    parts = [read(directory)[0] for directory in (xsum, selfcheck)]
-    by_task = ("results", "higher_is_better", "versions", "n-samples")
-    document = parts[0] | {key: {**parts[0][key], **parts[1][key]} for key in by_task}
+    """A results repository: both tasks in one file as the worker publishes them, and files of somebody else."""
     store = LocalStore(tmp_path / "results")
-    files = {
-        f"{MODEL}/results_{MOMENT}.json": json.dumps(document).encode(),
-        f"{MODEL}/samples_xsum_{MOMENT}.jsonl.zst": (xsum / SAMPLES).read_bytes(),
-        f"{MODEL}/samples_selfcheckgpt_{MOMENT}.jsonl.zst": (selfcheck / SAMPLES).read_bytes(),
+    publish(store, list(finished_tasks(xsum.parent).values()))
+    others = {
         "other/model/results_2024-01-01T00-00-00.000000.json": b'{"results": {"xsum": {"rougeL,none": 0.1}}}',
         "broken/model/results_2024-01-01T00-00-00.000000.json": b"<html>",
     }
-    update(store, lambda snapshot: files, "test")
+    update(store, lambda snapshot: others, "test")
     return store
+
+
+def published(store: LocalStore) -> str:
+    """The path of our result file."""
+    (path,) = (path for path in store.snapshot().files if path.startswith(f"{MODEL}/results_"))
+    return path
 
 
 def test_published_generations(store: LocalStore, xsum: Path, selfcheck: Path, reachable: Callable[[], None]) -> None:
@@ -233,13 +237,15 @@ def test_published_generations(store: LocalStore, xsum: Path, selfcheck: Path, r
     outcomes = {outcome.task: outcome for outcome in rescore_published(store)}
     assert set(outcomes) == {"xsum", "selfcheckgpt"}
     assert set(outcomes["xsum"].figures) == {"factkb", "bertscore_precision"}
-    document = json.loads(store.read(f"{MODEL}/results_{MOMENT}.json"))
+    document = json.loads(store.read(published(store)))
     for directory, task in ((xsum, "xsum"), (selfcheck, "selfcheckgpt")):
         rescore(directory)
         results, samples = read(directory)
         assert document["results"][task] == results["results"][task]
         shutil.copyfile(directory / SAMPLES, directory / "kept")
-        (directory / SAMPLES).write_bytes(store.read(f"{MODEL}/samples_{task}_{MOMENT}.jsonl.zst"))
+        (directory / SAMPLES).write_bytes(
+            store.read(published(store).replace("results_", f"samples_{task}_").replace(".json", ".jsonl.zst"))
+        )
         assert read_samples(directory / SAMPLES) == samples
     after = store.snapshot()
     assert {path for path in after.files if after.files[path] != before.files[path]} == {
@@ -256,14 +262,14 @@ def test_published_generations(store: LocalStore, xsum: Path, selfcheck: Path, r
 def test_published_generations_without_models(store: LocalStore) -> None:
     outcomes = list(rescore_published(store, [MODEL]))
     assert {metric for outcome in outcomes for metric in outcome.failures} >= {"factkb", "selfcheck_qa_avg"}
-    document = json.loads(store.read(f"{MODEL}/results_{MOMENT}.json"))
+    document = json.loads(store.read(published(store)))
     assert set(document["parcontrol"]["absent"]["xsum"]) == {"factkb", "bertscore_precision"}
     assert list(rescore_published(store, ["someone/else"])) == []
 
 
 def test_published_generations_changed_meanwhile(store: LocalStore, reachable: Callable[[], None]) -> None:
     reachable()
-    path = f"{MODEL}/results_{MOMENT}.json"
+    path = published(store)
     content = store.read(path)
     read_many = store.read
 
@@ -298,7 +304,7 @@ def test_command(
     figure = read(xsum)[0]["results"]["xsum"]["factkb,none"]
     assert f"{xsum}: xsum factkb {figure:.4f}\n" in capsys.readouterr().out
     assert main(["--model", MODEL, "--scorers", "factkb", "--batch-size", "2"]) == 0
-    assert capsys.readouterr().out == f"{MODEL}/results_{MOMENT}.json: xsum factkb {figure:.4f}\n"
+    assert capsys.readouterr().out == f"{published(store)}: xsum factkb {figure:.4f}\n"
 
 
 @pytest.mark.parametrize(
