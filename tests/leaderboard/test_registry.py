@@ -78,7 +78,7 @@ def test_the_harness_agrees(spec, built: dict) -> None:
     assert (config.test_split or config.validation_split) == spec.split
     if spec.num_fewshot:
         assert config.fewshot_split == spec.split
-    assert task.OUTPUT_TYPE == OUTPUT[spec.kind]
+    assert OUTPUT[spec.kind] == task.OUTPUT_TYPE
     at_once = {column.metric for column in spec.columns} - set(spec.scored_later)
     assert at_once <= set(task.aggregation())
     for column in spec.columns:
