@@ -75,6 +75,7 @@ class HubHandler(BaseHTTPRequestHandler):
     """How every Hub on this machine answers: errors with the Hub's headers, JSON, and ranges of a content."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which holds a body back for 40 ms after its headers
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -232,7 +232,7 @@ class _Handler(HubHandler):
             if (kind, name) in self.server.repositories:
                 self.send_hub_error(409, "", "You already created this repo")
                 return
-            self.server.create(kind, name, private=bool(asked.get("private")))
+            self.server.create(kind, name, private=asked.get("visibility") == "private" or bool(asked.get("private")))
         self.send_json({"url": f"{self.server.endpoint}/{'datasets/' if kind == 'datasets' else ''}{name}"})
 
     # --- reading ---

@@ -175,9 +175,12 @@ def checked(changes: Mapping[str, bytes | None]) -> Mapping[str, bytes | None]:
     """Returns changes whose paths are all allowed.
 
     Raises:
-        ValueError: A path is not, or there are no changes.
+        ValueError: A path is not, or is a folder in another one.
     """
     assert changes, "a commit needs changes"
     for path in changes:
-        check_path(path)
+        parts = check_path(path).split("/")
+        folders = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        if any(folder in changes for folder in folders):
+            raise ValueError(f"{quoted(path)} lies in what is a file of the same commit")
     return changes

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx2
 import tenacity
@@ -59,6 +59,7 @@ _LONGEST_TOLD_SECONDS = 330.0
 _CACHE_DAYS = 30
 _KEPT_SNAPSHOTS = 8
 _PRECONDITION_FAILED, _TOO_MANY_REQUESTS = 412, 429
+_HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError)
 _PASSING_STATUS = (408, 425, _TOO_MANY_REQUESTS)
 
 Result = TypeVar("Result")
@@ -66,6 +67,10 @@ Result = TypeVar("Result")
 
 class _StaleReadError(StoreError):
     """The Hub shows a state that is older than one it has shown or made before."""
+
+
+class _RefusedError(Exception):
+    """The head of the branch is not the parent that a commit was made for."""
 
 
 class HubStore:
@@ -173,15 +178,18 @@ class HubStore:
         return response.content
 
     def _list_files(self) -> Snapshot:
-        revision = self._newest_revision()
+        return self._at(self._newest_revision())
+
+    def _at(self, revision: str) -> Snapshot:
+        """The files at a revision, listed once."""
         if revision in self._snapshots:
             return self._snapshots[revision]
+        if not self._snapshots:
+            _prune(self._cache)
         tree = self._api.list_repo_tree(self.repository, recursive=True, revision=revision, repo_type="dataset")
         files = [entry for entry in tree if isinstance(entry, RepoFile) and not _is_hidden(entry.path)]
         ids = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
-        self._sizes = {ids[file.path]: file.size for file in files}
-        if not self._snapshots:
-            _prune(self._cache)
+        self._sizes.update({ids[file.path]: file.size for file in files})
         self._snapshots[revision] = Snapshot(revision, ids)
         for outdated in list(self._snapshots)[:-_KEPT_SNAPSHOTS]:
             del self._snapshots[outdated]
@@ -218,47 +226,53 @@ class HubStore:
             nonlocal unanswered
             try:
                 return self._commit(changes, message, parent)
-            except HfHubHTTPError as error:
-                if error.response.status_code != _PRECONDITION_FAILED:
-                    unanswered |= error.response.status_code != _TOO_MANY_REQUESTS
-                    raise
-                if unanswered and (revision := self._if_committed(changes, parent)):
-                    return revision
-                raise ConflictError(f"{self.repository} has changed") from error
             except httpx2.TransportError:
                 unanswered = True
                 raise
+            except HfHubHTTPError as error:
+                if error.response.status_code == _PRECONDITION_FAILED:
+                    raise _RefusedError from error
+                unanswered |= error.response.status_code >= 500
+                raise
+
+        def attempt_or_see() -> str:
+            try:
+                return attempt()
+            except _RefusedError as error:
+                if unanswered and (revision := self._if_committed(changes, parent)):
+                    return revision
+                raise ConflictError(f"{self.repository} has changed") from error
 
         with self._mutex:
-            revision = self._patiently(attempt, "commit")
+            revision = self._patiently(attempt_or_see, "commit")
             self._move_to(revision)
             return revision
 
     def _commit(self, changes: Mapping[str, bytes | None], message: str, parent: str) -> str:
-        operations: list[Any] = [
-            # A buffer goes by the plain protocol for large files, which every Hub speaks.
-            CommitOperationDelete(path, is_folder=False)
-            if content is None
-            else CommitOperationAdd(path, BytesIO(content))
-            for path, content in changes.items()
-        ]
+        # A buffer goes by the plain protocol for large files, which every Hub speaks.
+        additions = [CommitOperationAdd(path, BytesIO(body)) for path, body in changes.items() if body is not None]
+        deletions = [CommitOperationDelete(path, is_folder=False) for path, body in changes.items() if body is None]
         commit = self._api.create_commit(
             self.repository,
-            operations,
+            [*additions, *deletions],
             commit_message=message,
             repo_type="dataset",
             revision=_BRANCH,
             parent_commit=parent,
         )
-        return commit.oid
+        if deletions or any(addition._is_committed for addition in additions):
+            return commit.oid
+        # huggingface_hub sends no commit that would change nothing of the head, whatever its parent.
+        if _hold(self._at(parent).files, changes):
+            return parent
+        raise _RefusedError
 
     def _if_committed(self, changes: Mapping[str, bytes | None], parent: str) -> str | None:
         """The revision that holds the changes, if a commit was taken whose answer was lost."""
         snapshot = self._list_files()
         if snapshot.revision == parent:
             raise _StaleReadError(f"{self.repository} still shows {parent[:12]}, and takes no commit for it")
-        done = all(_is_blob(content, snapshot.files.get(path)) for path, content in changes.items())
-        return snapshot.revision if done else None
+        return snapshot.revision if _hold(snapshot.files, changes) else None
 
     def conflict_retries(self) -> tenacity.Retrying:
         """Returns how to repeat what ended in a `ConflictError`."""
@@ -283,10 +297,21 @@ def patiently(call: Callable[[], Result], what: str, trouble: RetryPolicy = HUB_
         for attempt in trouble.retrying(_is_passing, what, _told_seconds):
             with attempt:
                 _limit_waiting()
-                return call()
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+                try:
+                    return call()
+                except RuntimeError as error:
+                    # huggingface_hub wraps what goes wrong with large files; what it was decides what to do.
+                    if isinstance(error.__cause__, _HUB_ERRORS) and not isinstance(error, StoreError):
+                        raise error.__cause__ from None
+                    raise
+    except _HUB_ERRORS as error:
         raise StoreError(f"{what}: {' '.join(str(error).split())}") from error
     raise AssertionError("retries end by returning or raising")
+
+
+def _hold(files: Mapping[str, str], changes: Mapping[str, bytes | None]) -> bool:
+    """Whether files are as changes make them."""
+    return all(_is_blob(content, files.get(path)) for path, content in changes.items())
 
 
 def _is_passing(error: BaseException) -> bool:
