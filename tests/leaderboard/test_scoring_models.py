@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from parcontrol.leaderboard.scoring.models import AbsentError, load_model
-from tests.leaderboard.scorer_models import POSITIONS, roberta_tokenizer, save_encoder, save_roberta_classifier
+from tests.leaderboard.scorer_models import (
+    POSITIONS,
+    roberta_tokenizer,
+    save_encoder,
+    save_nli,
+    save_roberta_classifier,
+)
 
 
 def load(repo: str | Path, tokenizer: str | Path | None = None) -> Any:
@@ -77,11 +83,19 @@ def test_random_weights_are_not_taken_for_a_model(tmp_path: Path) -> None:
         load(directory)
 
 
-def test_an_encoder_needs_no_pooler(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def without_pooler(directory: Path) -> Path:
+    weights = directory / "model.safetensors"
+    kept = {key: value for key, value in load_file(weights).items() if "pooler" not in key}
+    assert len(kept) < len(load_file(weights))
+    save_file(kept, weights, {"format": "pt"})
+    return directory
 
-    weights = save_encoder(tmp_path / "encoder") / "model.safetensors"
-    save_file(
-        {key: value for key, value in load_file(weights).items() if "pooler" not in key}, weights, {"format": "pt"}
-    )
-    assert load_model(AutoModel, str(tmp_path / "encoder")).model.config.model_type == "roberta"
+
+def test_an_encoder_needs_no_pooler(tmp_path: Path) -> None:
+    directory = without_pooler(save_encoder(tmp_path))
+    assert load_model(AutoModel, str(directory)).model.config.model_type == "roberta"
+
+
+def test_a_classifier_needs_its_pooler(tmp_path: Path) -> None:
+    with pytest.raises(AbsentError, match=r"lacks weights: bert\.pooler\.dense"):
+        load(without_pooler(save_nli(tmp_path, ["entailment", "contradiction"])))

@@ -15,11 +15,13 @@ from parcontrol.cli.leaderboard.score import main
 from parcontrol.leaderboard.evaluate.model_spec import Conditions
 from parcontrol.leaderboard.evaluate.spool import RESULTS, SAMPLES, finished_tasks, read_samples, write_task
 from parcontrol.leaderboard.publish import publish
+from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.scoring import bertscore, factkb, rescore
 from parcontrol.leaderboard.scoring.bertscore import BertScore
 from parcontrol.leaderboard.scoring.factkb import FactKB
 from parcontrol.leaderboard.scoring.published import rescore_published
-from parcontrol.leaderboard.scoring.rescoring import rescore_directory
+from parcontrol.leaderboard.scoring.rescoring import rescore_directory, scorers_of
+from parcontrol.leaderboard.scoring.scorers import SCORERS, make_scorers
 from parcontrol.leaderboard.scoring.selfcheck import nli
 from parcontrol.leaderboard.scoring.selfcheck.nli import NliScorer
 from parcontrol.leaderboard.scoring.selfcheck.passage import Passage, consistency
@@ -207,6 +209,13 @@ def test_a_figure_stays_when_its_scorer_is_lost(
 def test_no_finished_task(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no finished task"):
         rescore(tmp_path)
+
+
+def test_the_registry_and_the_scorers_agree() -> None:
+    scored = {metric for scorer in make_scorers() for metric in scorer.metrics}
+    assert scored >= {metric for spec in registry() for metric in spec.scored_later}
+    served = {name for spec in registry() for name in scorers_of(spec.harness_task, {}, None)}
+    assert served == set(SCORERS)
 
 
 # --- published generations ---

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from parcontrol.mirror import local_copy
 
@@ -71,8 +71,9 @@ def load_model(auto_class: Any, repo: str, tokenizer_repo: str | None = None, **
             )
     except _UNLOADABLE as error:
         raise AbsentError(f"{repo} cannot be loaded: {_first_line(error)}") from error
-    # transformers fills missing weights with random numbers. The pooler is not used by what reads hidden states.
-    missing = sorted(key for key in report["missing_keys"] if not key.split(".")[-3:][0].startswith("pooler"))
+    # transformers fills missing weights with random numbers. An encoder's pooler is not used by what reads its states.
+    encoder = auto_class is AutoModel
+    missing = sorted(key for key in report["missing_keys"] if not (encoder and key.startswith("pooler.")))
     if missing:
         raise AbsentError(f"{repo} lacks weights: {', '.join(missing[:3])}")
     return ScorerModel(
