@@ -114,7 +114,8 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
     total = sum(estimates[run.name].seconds for run in runs)
     return estimates, [
         f"Estimates for {device} at the rate of a {compute} matrix product measured now, {rate / 1e12:.3g} TFLOP/s, "
-        f"as if all work ran at that rate: the time is a lower bound, {format_duration(total)} for all whole runs one by one.",
+        f"as if all work ran at that rate: the time is a lower bound, {format_duration(total)} for all whole "
+        "runs one by one.",
         "Memory is what a training step keeps by formula. Both formulae: docs/experiment.md.",
     ]
 
