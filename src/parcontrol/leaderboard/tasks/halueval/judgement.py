@@ -10,7 +10,7 @@ _VERDICT = r"(yes|no)\b(?![-/]|['’]\w)"
 # "No idea" is no "No", and "yes or no" repeats the question.
 _NO_VERDICT = re.compile(
     r"\bno\s+(?:idea|clue|one|comment|answer|judge?ment|opinion|way\s+to)\b"
-    r"|\b(?:yes|no)\W{0,3}(?:\s*/\s*|\s+(?:or|and|nor)\s+)\W{0,3}(?:yes|no)\b"
+    r"|\b(?:yes|no)[\"'“”‘’*_,]{0,3}(?:\s*/\s*|\s+(?:or|and|nor)\s+)[\"'“”‘’*_]{0,3}(?:yes|no)\b"
 )
 _OPENING = re.compile(rf"\W*{_VERDICT}")
 _STATED = (
