@@ -111,6 +111,27 @@ def table_json(table: pd.DataFrame, results: Results, broken_requests: Sequence[
     }
 
 
+def row_labels(table: pd.DataFrame) -> list[str]:
+    """Returns a name for every row: the model's, and as much more as is needed to tell rows of one model apart."""
+    details = pd.DataFrame(
+        {
+            "sha": table["sha"].str.removeprefix("local-").str.slice(0, 7),
+            "precision": table["precision"],
+            "weight_type": table["weight_type"].where(table["weight_type"] != "Original", ""),
+            "chat_template": np.where(table["chat_template"].astype(bool), "chat template", ""),
+            "conditions": table["conditions"],
+        }
+    )
+    differ = details.groupby(table["model"]).transform("nunique") > 1
+    # A number on other data, or of no model, is never shown as if it were one of the usual ones.
+    differ["conditions"] = True
+    shown = [
+        ", ".join(text for text, needed in zip(texts, flags, strict=True) if needed and text)
+        for texts, flags in zip(details.to_numpy(), differ.to_numpy(), strict=True)
+    ]
+    return [f"{model} ({more})" if more else model for model, more in zip(table["model"], shown, strict=True)]
+
+
 def write_table(stores: Stores) -> tuple[pd.DataFrame, Results, list[BrokenRequest]]:
     """Reads results and requests and writes the table to the leaderboard repository, unless it is there already.
 
