@@ -45,6 +45,7 @@ class ModelProgress:
         self._bars = bars
         self._tasks = bars.add_task(escape(model.model), total=tasks)
         self._answers = bars.add_task("loading", total=None)
+        self._extra = {"model": model.model, "sha": model.sha}  # in the log file, beside the message
 
     def event(self, event: dict[str, Any]) -> None:
         """Shows an event of the evaluation (see `evaluate.run.run`)."""
@@ -59,10 +60,10 @@ class ModelProgress:
             case "progress":
                 self._bars.update(self._answers, completed=event["done"], total=event["total"])
             case "done":
-                logger.info("%s done in %.1f s", event["task"], event["seconds"])
+                logger.info("%s done in %.1f s", event["task"], event["seconds"], extra=self._extra | event)
                 self._bars.advance(self._tasks)
             case "refused":
-                logger.error("%s failed: %s", event["task"], event["reason"])
+                logger.error("%s failed: %s", event["task"], event["reason"], extra=self._extra | event)
                 self._bars.advance(self._tasks)
 
 

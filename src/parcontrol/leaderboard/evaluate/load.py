@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 import parcontrol  # noqa: F401  makes the Auto classes know ParScale models
@@ -163,6 +164,8 @@ def _base_directory(spec: ModelSpec, revision: str | None) -> Path:
 def _weights(directory: Path, spec: ModelSpec, device: torch.device) -> Any:
     """Loads a checkpoint; one that lacks weights is refused, because transformers would draw them at random."""
     stored = read_config(directory)
+    if "auto_map" in stored and not spec.remote_code and stored.get("model_type") not in CONFIG_MAPPING:
+        raise ModelRefusedError(f"{spec.model} needs code of its own, which is not on the list in remote_code.yaml")
     arguments = loading_arguments(spec.precision, stored.get("quantization_config"), device)
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=spec.remote_code)

@@ -6,6 +6,7 @@ than a small task, so its inner function `evaluate` is called and the facts are 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import random
@@ -39,6 +40,12 @@ SCHEMA = 1  # of the `parcontrol` block
 _BOOTSTRAP_ITERATIONS = 100_000  # the harness's own default
 _PACKAGES = ("parcontrol", "lm_eval", "torch", "transformers", "tokenizers", "datasets", "peft", "numpy")
 _SECONDS_BETWEEN_REPORTS = 0.5
+_IMPORTED_LATE = (
+    "lm_eval.models.dummy",
+    "lm_eval.models.huggingface",
+    "multiprocessing.synchronize",
+    "scipy.sparse",
+)
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -268,6 +275,8 @@ def _packages() -> dict[str, str]:
 
 
 def warm_up() -> None:
-    """Finds out once what every forked process would otherwise find out again."""
+    """Does once what every forked process would otherwise do again: finds out facts, imports what tasks import late."""
+    for module in _IMPORTED_LATE:
+        importlib.import_module(module)
     for fact in (environment_info, _git_commit, _packages):
         fact()
