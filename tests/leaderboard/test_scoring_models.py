@@ -1,6 +1,7 @@
 """Loading of models that score: mirror, pickled weights, and everything that makes a metric absent."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def test_mirror_and_tokenizer_from_elsewhere(tmp_path: Path, monkeypatch: pytest
     save_roberta_classifier(tmp_path / "models/someone/classifier")
     roberta_tokenizer().save_pretrained(tmp_path / "models/someone/tokenizer")
     loaded = load("someone/classifier", "someone/tokenizer")
-    assert loaded.source == {"model": "someone/classifier", "sha": None}
+    assert loaded.source["model"] == "someone/classifier"
+    assert re.fullmatch("local-[0-9a-f]{64}", loaded.source["sha"])
     assert not loaded.model.training
     # RoBERTa has more positions than tokens fit in.
     assert loaded.max_length == POSITIONS

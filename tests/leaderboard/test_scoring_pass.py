@@ -122,7 +122,7 @@ def test_summaries(xsum: Path, reachable: Callable[[], None]) -> None:
         assert metrics[f"{metric},none"] == pytest.approx(sum(values) / 3, abs=1e-6)
         assert metrics[f"{metric}_stderr,none"] == pytest.approx(statistics.stdev(values) / math.sqrt(3), abs=1e-6)
         assert results["higher_is_better"]["xsum"][metric] is True
-    assert results["parcontrol"]["scorers"]["xsum"]["factkb"] == [{"model": factkb.REPO, "sha": None}]
+    assert results["parcontrol"]["scorers"]["xsum"]["factkb"] == [FactKB().loaded.source]
     assert metrics["rougeL,none"] == before["results"]["xsum"]["rougeL,none"]
 
 
@@ -312,6 +312,8 @@ def test_command(
     assert main([str(xsum)]) == 0
     figure = read(xsum)[0]["results"]["xsum"]["factkb,none"]
     assert f"{xsum}: xsum factkb {figure:.4f}\n" in capsys.readouterr().out
+    assert main(["--model", "someone/else"]) == 0
+    assert capsys.readouterr().out == "nothing to score\n"
     assert main(["--model", MODEL, "--scorers", "factkb", "--batch-size", "2"]) == 0
     assert capsys.readouterr().out == f"{published(store)}: xsum factkb {figure:.4f}\n"
 

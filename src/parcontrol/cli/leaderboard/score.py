@@ -77,11 +77,14 @@ def _directories(directories: Sequence[Path], names: Sequence[str] | None, batch
 
 
 def _print(outcomes: Iterable[Rescored]) -> int:
-    complete = True
+    found, complete = False, True
     for outcome in outcomes:
+        found = True
         for metric, value in outcome.figures.items():
             print(f"{outcome.path}: {outcome.task} {metric} {value:.4f}")
         for metric, reason in outcome.failures.items():
             complete = False
             print(f"{outcome.path}: {outcome.task} {metric} is absent: {reason}")
+    if not found:
+        print("nothing to score")
     return 0 if complete else FAILED

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from parcontrol.leaderboard.model_source import content_hash
 from parcontrol.mirror import local_copy
 
 # What transformers raises for models that are not there, incomplete, damaged, of an unknown kind, or that need a
@@ -35,7 +36,7 @@ class ScorerModel:
         model: In float32 and evaluation mode, on the accelerator if there is one. Any: what it has depends on its kind.
         tokenizer: Its tokenizer.
         max_length: How many tokens fit into it.
-        source: Where it came from: `model`, and `sha`, which is None for a copy on this machine.
+        source: Its name, `model`, and `sha`: the commit on the Hub, or `local-` and a hash of a folder's files.
     """
 
     model: Any
@@ -80,7 +81,7 @@ def load_model(auto_class: Any, repo: str, tokenizer_repo: str | None = None, **
         model.eval().to(_device()),
         tokenizer,
         _max_length(model.config, tokenizer),
-        {"model": repo, "sha": getattr(model.config, "_commit_hash", None)},
+        {"model": repo, "sha": content_hash(local) if (local := local_copy("models", repo)) else _commit(model)},
     )
 
 
@@ -93,6 +94,11 @@ def _tokenizer_place(repo: str, tokenizer_repo: str | None) -> str:
     if tokenizer_repo is None or (local and (local / "tokenizer_config.json").is_file()):
         return _place(repo)
     return _place(tokenizer_repo)
+
+
+def _commit(model: Any) -> str | None:
+    commit: str | None = getattr(model.config, "_commit_hash", None)
+    return commit
 
 
 def _device() -> torch.device:
