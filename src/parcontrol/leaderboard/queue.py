@@ -29,6 +29,7 @@ from parcontrol.leaderboard.store.base import Store, quoted
 
 LEASE = timedelta(hours=1)
 MAX_ATTEMPTS = 3
+_MAX_REASON, _MAX_REASON_OF_EVENT = 4000, 500  # characters
 
 _NO_CLAIM = {"claimed_by": None, "claim_id": None, "lease_expires": None}
 
@@ -248,7 +249,7 @@ class Queue:
         Raises:
             ClaimLostError: The request is no longer the worker's.
         """
-        reason = quoted_text(reason, 4000)
+        reason = quoted_text(reason, _MAX_REASON)
 
         def failed(request: Request) -> Request:
             over = final or request.attempts >= self.max_attempts
@@ -317,12 +318,14 @@ class Queue:
     def _given_up(self, request: Request, now: datetime) -> Request:
         reason = f"gave up after {request.attempts} attempts: the lease of {request.claimed_by or 'a worker'} ran out"
         if request.reason:
-            reason += f"; an earlier attempt failed with: {request.reason}"
-        event = Event(time=now, event="failed", by=request.claimed_by or "", reason=reason)
+            reason = quoted_text(f"{reason}; an earlier attempt failed with: {request.reason}", _MAX_REASON)
+        short = quoted_text(reason, _MAX_REASON_OF_EVENT)
+        event = Event(time=now, event="failed", by=request.claimed_by or "", reason=short)
         return request.after(event, status=Status.FAILED, reason=reason, **_NO_CLAIM)
 
     def _event(self, event: str, claim: Claim, reason: str = "") -> Event:
-        return Event(time=self._clock(), event=event, by=claim.request.claimed_by or "", reason=reason)
+        short = quoted_text(reason, _MAX_REASON_OF_EVENT)
+        return Event(time=self._clock(), event=event, by=claim.request.claimed_by or "", reason=short)
 
     def _change_mine(self, claim: Claim, message: str, change: Callable[[Request], Request]) -> Request:
         def changed(request: Request) -> Request:

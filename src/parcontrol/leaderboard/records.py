@@ -28,7 +28,8 @@ from pydantic import (
 from parcontrol.leaderboard.store.base import check_path, quoted
 
 MAX_REQUEST_BYTES = 256 * 1024
-MAX_HISTORY = 200
+# With reasons of the length that events have, a history stays well below the size of a request.
+MAX_HISTORY = 100
 
 
 class Status(StrEnum):
