@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,16 +197,26 @@ class ModelSource:
         Raises:
             ValueError: There is no model card, or it states none.
         """
-        card = self.read(CARD)
-        if card is None or not card.strip():
+        if not (self.read(CARD) or b"").strip():
             raise ValueError(f"{self.model} has no model card: describe it, with its licence, in a {CARD}")
-        stated = _front_matter(card, self.model).get("license")
+        stated = self._front_matter().get("license")
         names = [str(name) for name in (stated if isinstance(stated, list) else [stated]) if name]
         if names:
             return ", ".join(names)
         if self.by_path:
             return NOT_STATED
         raise ValueError(f"{self.model}: its model card states no licence: add `license: …` to the top of its {CARD}")
+
+    def _front_matter(self) -> dict[str, Any]:
+        from huggingface_hub import metadata_load
+
+        path = self._small_file(CARD)
+        assert path, "the card has been read"
+        try:
+            return dict(metadata_load(path) or {})
+        except Exception as error:  # YAML of a stranger's
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.model}: the top of its {CARD} cannot be read: {reason[:300]}") from error
 
 
 def find_model(name: str, revision: str, settings: Settings, local_name: str | None = None) -> ModelSource:
@@ -223,7 +234,7 @@ def find_model(name: str, revision: str, settings: Settings, local_name: str | N
     """
     check_revision(revision)
     if _is_directory(name, settings):
-        return _in_directory(Path(name).expanduser().resolve(), revision, settings, local_name)
+        return _in_directory(Path(os.path.expanduser(name)).resolve(), revision, settings, local_name)
     check_model_name(name)
     mirrored = settings.mirror / "models" / name if settings.mirror else None
     if mirrored and mirrored.is_dir():
@@ -248,13 +259,13 @@ def content_hash(directory: Path) -> str:
 
 def _is_directory(name: str, settings: Settings) -> bool:
     """Whether a model is named by its directory: by a path, or in a local store by a folder that is there."""
-    if name.startswith(("/", "./", "../", "~")):
+    is_there = bool(name) and os.path.isdir(os.path.expanduser(name))
+    if name.startswith(("/", ".", "~")):
         if settings.on_hub:
             raise ValueError(f"{quoted(name)} is a directory: a store on the Hub takes models that are on the Hub")
-        if not Path(name).expanduser().is_dir():
+        if not is_there:
             raise ValueError(f"{quoted(name)}: there is no such directory")
-        return True
-    return not settings.on_hub and Path(name).is_dir()
+    return is_there and not settings.on_hub
 
 
 def _in_directory(directory: Path, revision: str, settings: Settings, local_name: str | None) -> ModelSource:
@@ -312,13 +323,3 @@ def _ask(call: Callable[[], Result], what: str) -> Result:
     from parcontrol.leaderboard.store.hub import patiently
 
     return patiently(call, what)
-
-
-def _front_matter(card: bytes, model: str) -> dict[str, Any]:
-    from huggingface_hub import ModelCard
-
-    try:
-        return dict(ModelCard(card.decode("utf-8")).data.to_dict())
-    except Exception as error:  # YAML of a stranger's
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{model}: the top of its {CARD} cannot be read: {reason[:300]}") from error
