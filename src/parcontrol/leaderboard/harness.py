@@ -84,6 +84,7 @@ def _task_manager(specs: Sequence[TaskSpec]) -> TaskManager:
 def _build(manager: TaskManager, spec: TaskSpec, mirror: str | None) -> Task:
     """Builds one task over the files that hold its rows."""
     from datasets.exceptions import DatasetGenerationError
+    from jinja2 import UndefinedError
 
     try:
         rows = find_rows(spec, mirror)
@@ -101,6 +102,12 @@ def _build(manager: TaskManager, spec: TaskSpec, mirror: str | None) -> Task:
         task = manager.load({"group": "parcontrol", "task": [{"task": spec.name, **overrides}]})["tasks"][spec.name]
     except DatasetGenerationError as error:
         raise ValueError(f"task {spec.name}: dataset {spec.dataset} cannot be read: {error.__cause__}") from error
+    except StopIteration as error:
+        raise ValueError(f"task {spec.name}: dataset {spec.dataset} has no rows") from error
+    except ValueError as error:
+        raise ValueError(f"task {spec.name}: dataset {spec.dataset}: {error}") from error
+    except (KeyError, UndefinedError) as error:
+        raise ValueError(f"task {spec.name}: dataset {spec.dataset} lacks a field: {error}") from error
     count = len(task.eval_docs)
     if count <= spec.num_fewshot:
         raise ValueError(
