@@ -233,16 +233,13 @@ def score_reader(specs: Iterable[TaskSpec]) -> Callable[[dict[str, Any]], list[S
     return read_scores
 
 
-def read_problems(document: dict[str, Any]) -> list[Problem]:
-    """Returns why tasks or metrics are absent, as far as the file says so. Files of others say nothing."""
-    ours = document.get("parcontrol")
-    if ours is None:
-        return []
-    failed, absent = ours.get("failed"), ours.get("absent")
+def read_problems(fields: Mapping[str, Any]) -> list[Problem]:
+    """Returns why tasks or metrics are absent, as far as our block in a file says so."""
+    failed, absent = fields.get("failed"), fields.get("absent")
     problems = []
-    if failed.__class__ is dict:
+    if failed and failed.__class__ is dict:
         problems += [Problem(str(task), "", str(reason)) for task, reason in failed.items()]
-    if absent.__class__ is dict:
+    if absent and absent.__class__ is dict:
         for task, reasons in absent.items():
             if reasons.__class__ is dict:
                 problems += [Problem(str(task), str(metric), str(reason)) for metric, reason in reasons.items()]
@@ -310,13 +307,13 @@ def _samples(samples: Any, task: str, values: Mapping[str, Any]) -> int | None:
 
 def _version(versions: Any, task: str) -> str:
     version = versions.get(task) if versions.__class__ is dict else None
-    if version.__class__ is float or version.__class__ is int:
-        return f"{version:g}"
-    return _version_text(version) if version.__class__ is str else ""
+    return _version_text(version) if version.__class__ in (str, float, int) else ""
 
 
 @lru_cache(1024)
-def _version_text(version: str) -> str:
+def _version_text(version: str | float) -> str:
+    if not isinstance(version, str):
+        return f"{version:g}"
     return version if _VERSION(version) else UNKNOWN
 
 

@@ -134,7 +134,7 @@ def _read_files(contents: Iterable[tuple[str, bytes | None]], specs: Sequence[Ta
         files.harness_versions.append(read_harness_version(document))
         files.scores += scores
         files.score_file += [number] * len(scores)
-        if problems := read_problems(document):
+        if problems := read_problems(fields):
             files.problems += problems
             files.problem_file += [number] * len(problems)
     files.broken.sort()
@@ -147,14 +147,12 @@ def _model_numbers(models: dict[Model, int]) -> Callable[[Mapping[str, Any]], in
 
     def number(fields: Mapping[str, Any]) -> int:
         said = tuple(map(fields.get, SAID_OF_MODEL))
-        # 1 and true are equal, but not the same P.
-        key = (said, *[value.__class__ for value in said if value.__class__ is not str])
         try:
-            return known[key]
+            return known[said]
         except KeyError:
-            known[key] = models.setdefault(read_model(fields), len(models))
-            return known[key]
-        except TypeError:  # a list or an object, which read_model refuses
+            known[said] = models.setdefault(read_model(fields), len(models))
+            return known[said]
+        except TypeError:  # a list or an object, which is refused
             return models.setdefault(read_model(fields), len(models))
 
     return number

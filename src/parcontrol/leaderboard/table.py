@@ -187,33 +187,47 @@ def _version(spec: TaskSpec) -> str:
 
 def _with_requests(models: pd.DataFrame, requests: Sequence[Request]) -> pd.DataFrame:
     """Adds what requests know to what results say of the models."""
+    found = _requests_of(models, requests)
+    columns = {
+        **{name: models[name].array for name in models},
+        **_filled(models, "model_type", [_known_type(request) for request in found]),
+        **_filled(models, "license", [request and request.license for request in found]),
+        **_filled(models, "base_model", [request and request.base_model for request in found]),
+        **_filled(models, "P", [request and request.P for request in found]),
+        **_filled(models, "params", [request and request.params for request in found]),
+        "likes": pd.array([request.likes if request else None for request in found], dtype="Int64"),
+        **{name: pd.array([_extra(request, name) for request in found], dtype="Int64") for name in _FROM_REQUEST},
+    }
+    return pd.DataFrame(columns, index=models.index, copy=False)
+
+
+def _requests_of(models: pd.DataFrame, requests: Sequence[Request]) -> list[Request | None]:
+    """The request of every model, None where there is none."""
+    if not requests:
+        return [None] * len(models)
     by_key = {_request_key(request, request.sha): request for request in requests}
-    identities = models[list(IDENTITY[:5])].itertuples(index=False, name=None)
-    found = [
-        by_key.get(key) or by_key.get((key[0], None, *key[2:])) for key in identities
-    ]  # requests of the public system have no sha
-    table = models.copy()
-    types = [request.model_type if request else ModelType.UNKNOWN for request in found]
-    for field, known in {
-        "model_type": [None if kind is ModelType.UNKNOWN else kind.value for kind in types],
-        "license": [request.license or None if request else None for request in found],
-        "base_model": [request.base_model or None if request else None for request in found],
-    }.items():
-        table[field] = pd.Series(known, index=table.index, dtype="str").fillna(table[field])
-    for field in ("P", "params"):
-        known = [(getattr(request, field) or None) if request else None for request in found]
-        table[field] = table[field].fillna(pd.Series(known, index=table.index, dtype=table[field].dtype))
-    table["likes"] = pd.array([request.likes if request else None for request in found], dtype="Int64")
-    for field in _FROM_REQUEST:
-        table[field] = pd.array([_integer(request, field) for request in found], dtype="Int64")
-    return table
+    keys = models[list(IDENTITY[:5])].itertuples(index=False, name=None)
+    # Requests of the public system have no sha.
+    return [by_key.get(key) or by_key.get((key[0], None, *key[2:])) for key in keys]
+
+
+def _filled(models: pd.DataFrame, name: str, known: list[Any]) -> dict[str, Any]:
+    """A column with what requests know, where they know something: it was checked when they were made."""
+    if not any(known):
+        return {}
+    filled = pd.Series([value or None for value in known], index=models.index, dtype=models[name].dtype)
+    return {name: filled.fillna(models[name]).array}
+
+
+def _known_type(request: Request | None) -> str | None:
+    return request.model_type.value if request and request.model_type is not ModelType.UNKNOWN else None
 
 
 def _request_key(request: Request, sha: str | None) -> tuple[Any, ...]:
     return (request.model, sha, request.precision.value, request.weight_type.value, request.chat_template)
 
 
-def _integer(request: Request | None, field: str) -> int | None:
+def _extra(request: Request | None, field: str) -> int | None:
     """A field that requests may have beside the known ones."""
     value = (request.model_extra or {}).get(field) if request else None
     return value if type(value) is int and 0 <= value < 2**63 else None
