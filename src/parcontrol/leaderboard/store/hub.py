@@ -60,7 +60,8 @@ _CACHE_DAYS = 30
 _KEPT_SNAPSHOTS = 8
 _PRECONDITION_FAILED, _TOO_MANY_REQUESTS = 412, 429
 _HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError)
-_PASSING_STATUS = (408, 425, _TOO_MANY_REQUESTS)
+# A commit that is refused with 412 is a conflict, which is met elsewhere.
+_PASSING_STATUS = (408, _PRECONDITION_FAILED, 425, _TOO_MANY_REQUESTS)
 
 Result = TypeVar("Result")
 
