@@ -136,13 +136,22 @@ class Worker:
 
     # --- the queue ---
 
-    def drain(self, queue: Queue, *, once: bool = False, watch: bool = False) -> int:
+    def drain(
+        self,
+        queue: Queue,
+        *,
+        once: bool = False,
+        watch: bool = False,
+        find_sha: Callable[[Request], str] | None = None,
+    ) -> int:
         """Evaluates requests, the oldest first, until none is waiting, and returns how many were taken.
 
         Args:
             queue: The queue.
             once: Whether to end after one request.
             watch: Whether to wait for more when none is left.
+            find_sha: Returns the commit of an old request, which names none; ValueError if there is none. Without it
+                such requests fail.
 
         Raises:
             StoreError: A repository could not be reached, after all retries. Results that are not published yet stay
@@ -158,7 +167,7 @@ class Worker:
         while not self.stop.is_set():
             claim = queue.claim(self.id, accept)
             if claim:
-                if not self._work_on(queue, claim):
+                if not self._work_on(queue, claim, find_sha or _no_sha):
                     busy.add(claim)
                 taken += 1
             if (claim is None and not watch) or (claim and once):
@@ -167,13 +176,14 @@ class Worker:
                 self.stop.wait(_SECONDS_BETWEEN_LOOKS)
         return taken
 
-    def _work_on(self, queue: Queue, claim: Claim) -> bool:
+    def _work_on(self, queue: Queue, claim: Claim, find_sha: Callable[[Request], str]) -> bool:
         """Evaluates one request; returns False if another process here is at it."""
         request = claim.request
         with _Heartbeat(queue, claim) as heartbeat:
             try:
+                model = _resolved(request, find_sha)
                 result: Outcome | Exception = self.evaluate(
-                    request_spec(request), self._tasks_of(request), claim.path, heartbeat.lost.is_set
+                    model, self._tasks_of(request), claim.path, heartbeat.lost.is_set
                 )
             except (StoppedError, BusyError, ClaimLostError, JobFailedError) as error:
                 result = error
@@ -375,11 +385,22 @@ class Worker:
         spool.remove(finished)
 
 
-def request_spec(request: Request) -> ModelSpec:
-    """Returns what a request asks to be loaded."""
+def _resolved(request: Request, find_sha: Callable[[Request], str]) -> ModelSpec:
+    try:
+        return request_spec(request, request.sha or find_sha(request))
+    except ValueError as error:
+        raise JobFailedError(str(error), final=True) from error
+
+
+def _no_sha(request: Request) -> str:
+    raise ValueError(f"the request for {request.model} names no commit")
+
+
+def request_spec(request: Request, sha: str) -> ModelSpec:
+    """Returns what a request asks to be loaded, at a commit."""
     return ModelSpec(
         model=request.model,
-        sha=request.sha or request.revision,
+        sha=sha,
         path=request.model_path,
         revision=request.revision,
         precision=str(request.precision),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from parcontrol.cli.parser import INTERRUPTED, USAGE_ERROR, OneLineParser, print_error
 from parcontrol.leaderboard.evaluate.model_spec import BACKENDS, DEFAULT_SEED, Conditions, ModelSpec
-from parcontrol.leaderboard.records import Precision, WeightType
+from parcontrol.leaderboard.records import Precision, Request, WeightType
 from parcontrol.leaderboard.registry import ALL, DEMO, TaskSpec, select
 from parcontrol.leaderboard.settings import Settings
 
 if TYPE_CHECKING:
     from parcontrol.leaderboard.model_source import ModelSource
+    from parcontrol.leaderboard.store import Store
     from parcontrol.leaderboard.worker import Worker
 
 FAILED = 1
@@ -68,16 +69,20 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
         try:
             if args.model is not None:
                 return _evaluate_directly(worker, args, settings)
-            return _drain(worker, stores.requests, args)
+            return _drain(worker, stores.requests, args, settings)
         except StoreError as error:
             print_error(error)
             return FAILED
 
 
-def _drain(worker: Worker, requests: Any, args: argparse.Namespace) -> int:
+def _drain(worker: Worker, requests: Store, args: argparse.Namespace, settings: Settings) -> int:
+    from parcontrol.leaderboard.model_source import find_model
     from parcontrol.leaderboard.queue import Queue
 
-    taken = worker.drain(Queue(requests), once=args.once, watch=args.watch)
+    def find_sha(request: Request) -> str:
+        return find_model(request.model, request.revision, settings).sha
+
+    taken = worker.drain(Queue(requests), once=args.once, watch=args.watch, find_sha=find_sha)
     logger.info("%s", f"{taken} request{'' if taken == 1 else 's'} done" if taken else "no request is waiting")
     return 0
 

@@ -1,0 +1,315 @@
+"""What becomes of a request: finished, failed, given back, taken over; and of results that could not be published."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parcontrol.leaderboard import worker as worker_module
+from parcontrol.leaderboard.evaluate import spool
+from parcontrol.leaderboard.evaluate.child import JobFailedError
+from parcontrol.leaderboard.evaluate.model_spec import Conditions
+from parcontrol.leaderboard.queue import Queue
+from parcontrol.leaderboard.records import Precision, Request, Status, WeightType, request_path
+from parcontrol.leaderboard.registry import select
+from parcontrol.leaderboard.store import LocalStore, StoreError, update
+from parcontrol.leaderboard.worker import BusyError, Settings, StoppedError, Worker, request_spec
+from tests.leaderboard.evaluation import MODEL, SHA, FakeProcess, finished
+
+TASKS = ("nq_open", "truefalse", "memo_trap")
+
+
+class Board:
+    """A board in a directory, with a worker whose evaluating process is a fake one."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.requests, self.results = LocalStore(root / "requests"), LocalStore(root / "results")
+        self.script: dict[str, Any] = {}
+        self.processes: list[FakeProcess] = []
+        monkeypatch.setattr(worker_module, "EvaluationProcess", self._start)
+
+    def _start(self, home: Path, log: Path) -> FakeProcess:
+        self.processes.append(FakeProcess(self.script))
+        return self.processes[-1]
+
+    def worker(self, tasks: tuple[str, ...] = TASKS, **settings: Any) -> Worker:
+        return Worker(self.results, self.root / "worker", Settings(tuple(select(tasks)), **settings))
+
+    def queue(self, **options: Any) -> Queue:
+        return Queue(self.requests, **options)
+
+    def submit(self, model: str = "org/model", sha: str | None = SHA, **fields: Any) -> str:
+        path = request_path(model, Precision.BFLOAT16, WeightType.ORIGINAL)
+        request = Request(model=model, sha=sha, precision=Precision.BFLOAT16, status=Status.PENDING, **fields)
+        update(self.requests, lambda snapshot: {path: request.to_json()}, "submit")
+        return path
+
+    def request(self, path: str) -> Request:
+        (found,) = (entry.request for entry in self.queue().requests() if entry.path == path)
+        return found
+
+    @property
+    def evaluated(self) -> list[str]:
+        return [task for process in self.processes for task in process.tasks]
+
+    @property
+    def published(self) -> list[dict[str, Any]]:
+        paths = sorted(path for path in self.results.snapshot().files if path.endswith(".json"))
+        return [json.loads(self.results.read(path)) for path in paths]
+
+    @property
+    def spooled(self) -> list[str]:
+        return [
+            task
+            for directory in spool.model_directories(self.root / "worker" / "spool")
+            for task in spool.finished_tasks(directory)
+        ]
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    return Board(tmp_path, monkeypatch)
+
+
+def test_a_request_is_evaluated_published_and_finished(board: Board) -> None:
+    path = board.submit()
+    worker = board.worker()
+    assert worker.drain(board.queue()) == 1
+    request = board.request(path)
+    assert (request.status, request.attempts, request.claimed_by) == (Status.FINISHED, 1, None)
+    (document,) = board.published
+    assert set(document["results"]) == set(TASKS)
+    assert document["parcontrol"]["request"] == path
+    assert document["parcontrol"]["sha"] == SHA
+    assert not board.spooled
+
+
+def test_the_oldest_request_comes_first(board: Board) -> None:
+    for model, day in (("org/young", 3), ("org/old", 1), ("org/middle", 2)):
+        board.submit(model, submitted_time=f"2026-01-0{day}T00:00:00Z")
+    worker = board.worker(("nq_open",))
+    assert worker.drain(board.queue(), once=True) == 1
+    assert worker.drain(board.queue()) == 2
+    order = [order["evaluate"]["spec"]["model"] for process in board.processes for order in process.orders]
+    assert order == ["org/old", "org/middle", "org/young"]
+
+
+def test_only_missing_tasks_are_evaluated_unless_by_force(board: Board) -> None:
+    path = board.submit()
+    board.worker(("nq_open",)).drain(board.queue())
+    board.queue().requeue(path)
+    board.worker().drain(board.queue())
+    assert sorted(board.evaluated) == sorted(TASKS)
+    board.queue().requeue(path)
+    board.worker(("nq_open",), force=True).drain(board.queue())
+    assert sorted(board.evaluated) == sorted([*TASKS, "nq_open"])
+    assert sum("nq_open" in document["results"] for document in board.published) == 2
+
+
+def test_a_request_says_which_tasks_it_wants(board: Board) -> None:
+    board.submit(tasks=("truefalse", "xsum"))
+    other = board.submit("org/other", tasks=("xsum",))
+    board.worker().drain(board.queue())
+    assert board.evaluated == ["truefalse"]
+    assert board.request(other).status is Status.PENDING
+
+
+def test_a_task_that_fails_leaves_the_others_and_is_named(board: Board) -> None:
+    board.script["truefalse"] = "its dataset cannot be had"
+    path = board.submit()
+    board.worker().drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    (document,) = board.published
+    assert set(document["results"]) == {"nq_open", "memo_trap"}
+    assert document["parcontrol"]["failed"] == {"truefalse": "its dataset cannot be had"}
+
+
+def test_a_request_fails_when_every_task_does_after_three_attempts(board: Board) -> None:
+    board.script |= dict.fromkeys(TASKS, "its dataset cannot be had")
+    path = board.submit()
+    board.worker().drain(board.queue())
+    request = board.request(path)
+    assert (request.status, request.attempts) == (Status.FAILED, 3)
+    assert "memo_trap: its dataset cannot be had" in request.reason
+
+
+def test_a_model_that_is_refused_fails_at_once(board: Board) -> None:
+    board.script["nq_open"] = JobFailedError("precision GPTQ needs gptqmodel", final=True)
+    path = board.submit()
+    board.worker().drain(board.queue())
+    request = board.request(path)
+    assert (request.status, request.attempts, request.reason) == (Status.FAILED, 1, "precision GPTQ needs gptqmodel")
+
+
+def test_a_task_that_breaks_the_process_comes_last_in_the_next_attempt(board: Board) -> None:
+    board.script["nq_open"] = JobFailedError("the evaluation was killed by SIGKILL")
+    path = board.submit()
+    board.worker().drain(board.queue())
+    request = board.request(path)
+    assert (request.status, request.attempts) == (Status.FAILED, 3)
+    assert request.reason == "the evaluation was killed by SIGKILL"
+    orders = [order["evaluate"]["tasks"] for process in board.processes for order in process.orders]
+    assert orders == [("nq_open", "truefalse", "memo_trap"), ("truefalse", "memo_trap", "nq_open"), ("nq_open",)]
+    assert {task for document in board.published for task in document["results"]} == {"truefalse", "memo_trap"}
+
+
+def test_scoring_that_breaks_off_leaves_the_metric_absent(board: Board) -> None:
+    board.script["score xsum"] = JobFailedError("the evaluation was killed by SIGKILL")
+    path = board.submit()
+    board.worker(("xsum",)).drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    absent = board.published[0]["parcontrol"]["absent"]["xsum"]
+    assert absent["factkb"] == "the evaluation was killed by SIGKILL"
+    assert "rougeL" not in absent
+
+
+def test_a_worker_that_is_told_to_end_publishes_and_gives_back(board: Board) -> None:
+    worker = board.worker()
+    board.script["truefalse"] = worker.stop.set
+    path = board.submit()
+    worker.drain(board.queue())
+    request = board.request(path)
+    assert (request.status, request.attempts, request.claimed_by) == (Status.PENDING, 0, None)
+    assert [set(document["results"]) for document in board.published] in ([{"nq_open"}], [{"nq_open", "truefalse"}])
+    assert board.processes[0].stopped
+    del board.script["truefalse"]
+    board.worker().drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    assert sorted(task for document in board.published for task in document["results"]) == sorted(TASKS)
+
+
+def test_a_lease_is_renewed_while_the_evaluation_runs(board: Board) -> None:
+    lease = timedelta(seconds=0.4)
+    path = board.submit()
+    seen: set[Any] = set()
+
+    def wait_for_renewals() -> None:
+        until(lambda: len(seen | {board.request(path).lease_expires}) >= 4, seen_add)
+
+    def seen_add() -> None:
+        seen.add(board.request(path).lease_expires)
+
+    board.script["truefalse"] = wait_for_renewals
+    board.worker().drain(board.queue(lease=lease))
+    assert board.request(path).status is Status.FINISHED
+    assert board.request(path).attempts == 1
+
+
+def test_a_worker_that_loses_its_claim_ends_the_evaluation(board: Board) -> None:
+    path = board.submit()
+    worker = board.worker()
+
+    def cancel() -> None:
+        board.queue().cancel(path)
+        heartbeats = [thread for thread in threading.enumerate() if thread.name == "parcontrol-heartbeat"]
+        until(lambda: not any(thread.is_alive() for thread in heartbeats))
+
+    board.script["truefalse"] = cancel
+    worker.drain(board.queue(lease=timedelta(seconds=0.2)))
+    assert board.request(path).status is Status.CANCELLED
+    assert "memo_trap" not in {task for document in board.published for task in document["results"]}
+
+
+def test_results_that_cannot_be_published_wait_on_disk(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = board.submit()
+    commit = board.results.commit
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise StoreError("the Hub answers 503")
+
+    monkeypatch.setattr(board.results, "commit", fail)
+    with pytest.raises(StoreError):
+        board.worker().drain(board.queue())
+    assert sorted(board.spooled) == sorted(TASKS)
+    assert board.request(path).status is Status.PENDING
+    with pytest.raises(StoreError):  # the next one tries first of all, and fails as loudly
+        board.worker().drain(board.queue())
+
+    monkeypatch.setattr(board.results, "commit", commit)
+    board.worker().drain(board.queue())
+    assert sorted(board.evaluated) == sorted(TASKS), "nothing is evaluated again"
+    assert not board.spooled
+    assert board.request(path).status is Status.FINISHED
+
+
+def test_what_a_killed_worker_finished_is_published(board: Board) -> None:
+    finished(board.root / "worker" / "spool", "nq_open")
+    path = board.submit()
+    board.worker().drain(board.queue())
+    assert sorted(board.evaluated) == ["memo_trap", "truefalse"]
+    assert sorted(task for document in board.published for task in document["results"]) == sorted(TASKS)
+    assert board.request(path).status is Status.FINISHED
+
+
+def test_two_processes_of_a_machine_do_not_evaluate_one_model(board: Board) -> None:
+    path = board.submit()
+    with spool.locked(board.root / "worker" / "spool" / MODEL.directory_name):
+        with pytest.raises(BusyError):
+            board.worker().evaluate(MODEL, TASKS)
+        board.worker().drain(board.queue())
+        assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
+    board.worker().drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+
+
+def test_direct_evaluation_needs_no_request(board: Board) -> None:
+    outcome = board.worker(conditions=Conditions(limit=3)).evaluate(MODEL, TASKS)
+    assert (sorted(outcome.done), outcome.failed) == (sorted(TASKS), {})
+    assert board.published[0]["parcontrol"]["limit"] == 3
+    assert board.worker(conditions=Conditions(limit=2)).evaluate(MODEL, TASKS).done == []
+    assert sorted(board.worker().evaluate(MODEL, TASKS).done) == sorted(TASKS), "three rows do not stand for all"
+
+
+def test_direct_evaluation_can_be_stopped(board: Board) -> None:
+    worker = board.worker()
+    board.script["truefalse"] = worker.stop.set
+    with pytest.raises(StoppedError):
+        worker.evaluate(MODEL, TASKS)
+
+
+def test_a_request_is_loaded_as_it_says() -> None:
+    request = Request(
+        model="local/tiny",
+        model_path="/models/tiny",
+        sha="local-" + "1" * 64,
+        revision="main",
+        precision=Precision.INT8,
+        weight_type=WeightType.ADAPTER,
+        base_model="org/base",
+        chat_template=True,
+        status=Status.PENDING,
+    )
+    spec = request_spec(request, request.sha)
+    assert (spec.path, spec.sha, spec.precision, spec.weight_type) == ("/models/tiny", request.sha, "8bit", "Adapter")
+    assert (spec.base_model, spec.chat_template, spec.remote_code) == ("org/base", True, False)
+
+
+def test_an_old_request_is_evaluated_at_the_commit_that_its_revision_is_now(board: Board) -> None:
+    path, lost = board.submit(sha=None), board.submit("org/gone", sha=None)
+
+    def find_sha(request: Request) -> str:
+        if request.model == "org/gone":
+            raise ValueError("org/gone is not on the Hub")
+        return "c" * 40
+
+    board.worker().drain(board.queue(), find_sha=find_sha)
+    assert board.request(path).status is Status.FINISHED
+    assert [document["parcontrol"]["sha"] for document in board.published] == ["c" * 40]
+    assert (board.request(lost).status, board.request(lost).reason) == (Status.FAILED, "org/gone is not on the Hub")
+
+
+def until(condition: Callable[[], bool], between: Callable[[], None] = lambda: None) -> None:
+    """Waits for a condition, and gives up long after it should hold."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        between()
+        time.sleep(0.02)
