@@ -12,7 +12,8 @@ from rich.text import Text
 from parcontrol.leaderboard.results import Results
 from parcontrol.leaderboard.table import averaged_columns, row_labels
 
-_MODEL_WIDTH, _VALUE_WIDTH = 36, 15  # columns of the terminal, with frame
+# Columns of the terminal, with frames.
+_MOST_MODEL_WIDTH, _VALUE_WIDTH = 36, 15
 
 
 def print_table(console: Console, table: pd.DataFrame, results: Results, labels: Sequence[str] = ()) -> None:
@@ -56,14 +57,16 @@ def _print_averages(console: Console, table: pd.DataFrame) -> None:
 def _print_values(console: Console, table: pd.DataFrame, results: Results, labels: Sequence[str]) -> None:
     """Values with standard errors, in as many tables as the width needs."""
     errors = results.scores.pivot(index="row", columns="column", values="stderr")
-    columns_each = max(1, (console.width - _MODEL_WIDTH) // _VALUE_WIDTH)
+    names = row_labels(table)
+    model_width = min(_MOST_MODEL_WIDTH, max(map(len, names)) + 4)
+    columns_each = max(1, (console.width - model_width) // _VALUE_WIDTH)
     for first in range(0, len(labels), columns_each):
         chosen = labels[first : first + columns_each]
         shown = Table()
-        shown.add_column("Model", overflow="fold", min_width=_MODEL_WIDTH - 8)
+        shown.add_column("Model", overflow="fold", min_width=model_width - 8)
         for label in chosen:
             shown.add_column(label.replace("/", "\n"), justify="right", max_width=_VALUE_WIDTH - 3)
-        for label, (number, row) in zip(row_labels(table), table.iterrows(), strict=True):
+        for label, (number, row) in zip(names, table.iterrows(), strict=True):
             shown.add_row(Text(label), *(_value(row[name], errors.get(name), number) for name in chosen))
         console.print(shown)
 
