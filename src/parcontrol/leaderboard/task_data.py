@@ -241,9 +241,11 @@ def _on_hub(spec: TaskSpec, mirror: str | None) -> _Repository:
             revision = None
             files = list_files(revision)
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        missing = f"neither the mirror {mirror_directory(mirror)} nor" if mirror_directory(mirror) else "not even"
+        root = mirror_directory(mirror)
         raise ValueError(
-            f"dataset {name} cannot be had: {missing} the Hub {hub.endpoint} has it for us: "
-            f"{' '.join(str(error).split())} (an offline mirror is named by {MIRROR_VARIABLE})"
+            f"dataset {name} cannot be had: "
+            + (f"it is not in the mirror {root}, and " if root else "")
+            + f"the Hub {hub.endpoint} answers: {' '.join(str(error).split())}"
+            + ("" if root else f" ({MIRROR_VARIABLE} names an offline mirror)")
         ) from error
     return _Repository(name, files, fetch)

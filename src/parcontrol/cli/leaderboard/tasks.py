@@ -36,7 +36,7 @@ def _plain_table(specs: Sequence[TaskSpec]) -> str:
 def _rows(spec: TaskSpec) -> list[tuple[str, ...]]:
     """One line for each column of the task's; only the first names the task."""
     data = " ".join(part for part in (spec.dataset, spec.config, spec.split) if part)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for index, column in enumerate(spec.columns):
         metric = f"{column.metric} {'↑' if column.higher_is_better else '↓'}"
         about = (spec.kind, str(spec.num_fewshot), str(spec.version), data)
