@@ -25,7 +25,7 @@ from parcontrol.leaderboard.records import (
     parse_request,
     quoted_text,
 )
-from parcontrol.leaderboard.store.base import Store, quoted
+from parcontrol.leaderboard.store.base import Store, blob_id, quoted
 
 LEASE = timedelta(hours=1)
 MAX_ATTEMPTS = 3
@@ -96,6 +96,7 @@ class Queue:
         self._broken: dict[str, Broken] = {}
         self._waiting: list[tuple[datetime, str]] = []
         self._running: set[str] = set()
+        self._written: dict[tuple[str, str], Request] = {}
 
     # --- reading ---
 
@@ -144,13 +145,19 @@ class Queue:
             with attempt:
                 changes = self.store.changes(self._revision)
                 blobs = {path: blob for path, blob in changes.files.items() if blob and is_request_path(path)}
-                contents = list(self.store.read_many(blobs, max_bytes=MAX_REQUEST_BYTES))
+                unread = {path: blob for path, blob in blobs.items() if (path, blob) not in self._written}
+                contents = dict(self.store.read_many(unread, max_bytes=MAX_REQUEST_BYTES))
         if changes.complete:
             self._entries, self._broken, self._waiting, self._running = {}, {}, [], set()
         for path in changes.files:
             self._forget(path)
-        for path, content in contents:
-            self._take_in(path, content)
+        for path, blob in blobs.items():
+            written = self._written.get((path, blob))
+            if written:
+                self._keep(Entry(path, written))
+            else:
+                self._take_in(path, contents[path])
+        self._written.clear()
         self._revision = changes.revision
         return self._revision
 
@@ -165,15 +172,16 @@ class Queue:
         try:
             if content is None:
                 raise ValueError(f"a request has at most {MAX_REQUEST_BYTES:,} bytes")
-            entry = Entry(path, parse_request(content, path, self.store.local))
+            self._keep(Entry(path, parse_request(content, path, self.store.local)))
         except ValueError as error:
             self._broken[path] = Broken(path, str(error))
-            return
-        self._entries[path] = entry
+
+    def _keep(self, entry: Entry) -> None:
+        self._entries[entry.path] = entry
         if entry.request.status in WAITING:
             bisect.insort(self._waiting, _age(entry))
         elif entry.request.status is Status.RUNNING:
-            self._running.add(path)
+            self._running.add(entry.path)
 
     # --- workers ---
 
@@ -187,7 +195,7 @@ class Queue:
         """
         claim_id = uuid.uuid4().hex
         for attempt in self.store.conflict_retries():
-            with attempt:
+            with attempt, self.store.exclusive():
                 revision = self.refresh()
                 now = self._clock()
                 expired = [self._entries[path] for path in self._running if self._is_expired(path, now)]
@@ -341,7 +349,7 @@ class Queue:
 
     def _change(self, path: str, message: str, change: Callable[[Request], Request]) -> Request:
         for attempt in self.store.conflict_retries():
-            with attempt:
+            with attempt, self.store.exclusive():
                 revision = self.refresh()
                 if path not in self._entries:
                     raise UnknownRequestError(f"there is no request {quoted(path)}")
@@ -351,7 +359,10 @@ class Queue:
         raise AssertionError("retries end by returning or raising")
 
     def _commit(self, changed: dict[str, Request], message: str, revision: str) -> None:
-        self.store.commit({path: request.to_json() for path, request in changed.items()}, message, parent=revision)
+        contents = {path: request.to_json() for path, request in changed.items()}
+        self.store.commit(contents, message, parent=revision)
+        # What was written here need not be read again.
+        self._written = {(path, blob_id(content)): changed[path] for path, content in contents.items()}
 
 
 class UnknownRequestError(ValueError):

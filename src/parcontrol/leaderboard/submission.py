@@ -204,7 +204,7 @@ def _enter(request: Request, user: str, store: Store, queue: Queue, clock: Calla
     """Commits the request, if it may be, for the revision that it was checked against."""
     submission_id = uuid.uuid4().hex
     for attempt in store.conflict_retries():
-        with attempt:
+        with attempt, store.exclusive():
             revision = queue.refresh()
             entries = queue.entries()
             ours = [entry for entry in entries if entry.request.submission_id == submission_id]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,6 +112,9 @@ class Store(Protocol):
             ValueError: A path is not allowed.
         """
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Returns a block in which conflicts are avoided, where that can be done; they may happen all the same."""
+
     def conflict_retries(self) -> tenacity.Retrying:
         """Returns how to repeat what ended in a `ConflictError`: `for attempt in …: with attempt: …`."""
 
@@ -131,7 +135,7 @@ def update(store: Store, propose: Callable[[Snapshot], Mapping[str, bytes | None
         StoreError: The changes could not be written.
     """
     for attempt in store.conflict_retries():
-        with attempt:
+        with attempt, store.exclusive():
             snapshot = store.snapshot()
             changes = propose(snapshot)
             return store.commit(changes, message, parent=snapshot.revision) if changes else None

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -274,6 +275,10 @@ class HubStore:
         if snapshot.revision == parent:
             raise _StaleReadError(f"{self.repository} still shows {parent[:12]}, and takes no commit for it")
         return snapshot.revision if _hold(snapshot.files, changes) else None
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Returns a block that changes nothing: nobody can be kept from writing to the Hub."""
+        return nullcontext()
 
     def conflict_retries(self) -> tenacity.Retrying:
         """Returns how to repeat what ended in a `ConflictError`."""

@@ -95,6 +95,7 @@ class LocalStore:
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None  # process and inode
+        self._lock_fd, self._lock_depth = -1, 0
         self._newest: Snapshot | None = None
         self._next_scan = 0.0
 
@@ -187,7 +188,7 @@ class LocalStore:
     def commit(self, changes: Mapping[str, bytes | None], message: str, parent: str) -> str:
         """Writes all changes at once, or nothing, and returns the new revision; see `Store.commit`."""
         checked(changes)
-        with self._errors_named(), self._mutex, self._locked() as index:
+        with self._errors_named(), self._locked() as index:
             if _head(index)[1] != parent:
                 raise ConflictError(f"{self.directory} has changed")
             self._check_places(changes)
@@ -251,7 +252,7 @@ class LocalStore:
 
     def _settle(self) -> None:
         """Ends what a killed process began, and takes in what was changed by hand."""
-        with self._errors_named(), self._mutex, self._locked() as index:
+        with self._errors_named(), self._locked() as index:
             self._scan(index)
         self._next_scan = time.monotonic() + _SECONDS_BETWEEN_SCANS
 
@@ -284,23 +285,50 @@ class LocalStore:
     # --- the index ---
 
     @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps all others from writing during the block, so that what is read in it is not outdated when written."""
+        with self._mutex:
+            with self._errors_named():
+                self._acquire()
+            try:
+                yield
+            finally:
+                self._release()
+
+    @contextmanager
     def _locked(self) -> Iterator[sqlite3.Connection]:
         """Holds the lock of writers, with nothing left over from a process that was killed."""
-        self._staged.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            index = self._index()
-            self._move_into_place_if_needed(index)
-            for leftover in os.listdir(self._staged):
-                os.unlink(self._staged / leftover)
-            yield index
-        finally:
-            os.close(fd)
+        with self._mutex:
+            self._acquire()
+            try:
+                yield self._index()
+            finally:
+                self._release()
 
-    def _move_into_place_if_needed(self, index: sqlite3.Connection) -> None:
+    def _acquire(self) -> None:
+        if self._lock_depth == 0:
+            self._staged.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(self._hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+                self._clear_up()
+            except BaseException:
+                os.close(self._lock_fd)
+                raise
+        self._lock_depth += 1
+
+    def _release(self) -> None:
+        self._lock_depth -= 1
+        if self._lock_depth == 0:
+            os.close(self._lock_fd)
+
+    def _clear_up(self) -> None:
+        """Ends the commit of a process that was killed, and removes what another never began to commit."""
+        index = self._index()
         if index.execute("SELECT 1 FROM journal LIMIT 1").fetchone():
             self._move_into_place(index)
+        for leftover in os.listdir(self._staged):
+            os.unlink(self._staged / leftover)
 
     def _index(self) -> sqlite3.Connection:
         """Returns the connection of this process, opened under the lock of writers."""
