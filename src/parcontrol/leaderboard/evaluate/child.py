@@ -71,19 +71,23 @@ class EvaluationProcess:
         if user:
             os.chown(home, user.uid, user.gid)
         with theirs, log.open("ab") as printed:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
-                cwd=home,
-                env=child_environment(home, shared_caches=user is None),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                user=user.uid if user else None,
-                group=user.gid if user else None,
-                extra_groups=[] if user else None,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,
+                    cwd=home,
+                    env=child_environment(home, shared_caches=user is None),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    user=user.uid if user else None,
+                    group=user.gid if user else None,
+                    extra_groups=[] if user else None,
+                )
+            except OSError:
+                self._connection.close()
+                raise
 
     @property
     def pid(self) -> int:

@@ -64,8 +64,9 @@ def check_address(url: str | None) -> str:
     """
     parts = urlsplit(url or "")
     if parts.scheme not in ("http", "https") or not parts.path.endswith(_COMPLETIONS) or parts.username:
+        shown = (url or "").rpartition("@")[2]  # a password is not repeated
         raise ModelRefusedError(
-            f"endpoint {url!r}: give the full address, http(s)://…/v1{_COMPLETIONS} or …/v1{_CHAT}, without a password"
+            f"endpoint {shown!r}: give the full address without a password, http(s)://…{_COMPLETIONS} or http(s)://…{_CHAT}"
         )
     assert url
     return url

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +116,12 @@ def guest(job: Job, user: str, log: Path) -> Iterator[Guest]:
         raise JobFailedError(f"{job.spec.model} runs code of its own, and {error}", final=True) from error
     # Not below the worker's directory, which that user may have no way into.
     home = Path(tempfile.mkdtemp(prefix="parcontrol-guest-"))
-    process = EvaluationProcess(home, log, account)
+    try:
+        process = EvaluationProcess(home, log, account)
+    except OSError as error:
+        shutil.rmtree(home)
+        reason = f"user {user!r} cannot run {sys.executable}: {error.strerror}"
+        raise JobFailedError(f"{job.spec.model} runs code of its own, and {reason}", final=True) from error
     try:
         yield Guest(process, replace(job, out=str(home / "out")), Path(job.out))
     finally:
@@ -129,9 +135,9 @@ def _copy(source: Path, target: Path) -> None:
         fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise JobFailedError(f"a finished task has no {source.name}: {error.strerror}", final=True) from error
-    with os.fdopen(fd, "rb") as file:
-        about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or about.st_size > _MOST_BYTES:
-            raise JobFailedError(f"a finished task has a {source.name} that is no plain file of its own", final=True)
-        with target.open("wb") as copy:
-            shutil.copyfileobj(file, copy)
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or about.st_size > _MOST_BYTES:
+        os.close(fd)
+        raise JobFailedError(f"a finished task has a {source.name} that is no plain file of its own", final=True)
+    with os.fdopen(fd, "rb") as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy)
