@@ -430,22 +430,49 @@ def test_a_hub_that_is_down_is_no_refusal(hub: WritableHub, hub_settings: Settin
 # --- the command ---
 
 
-def test_the_promised_script(repository: Path, mirror: Path, tmp_path: Path) -> None:
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "PARCONTROL_MIRROR": str(mirror),
-        "PARCONTROL_LEADERBOARD": str(tmp_path / "board"),
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(tmp_path),
-    }
+def run_script(repository: Path, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the promised script from its folder, for a model of the mirror."""
     command = ["cli/submit-cli.py", "--model_name", "org/m0", "--model_type", "🤖 Instruction-tuned"]
-    done = subprocess.run(
-        command, cwd=repository / "leaderboard", env=environment, capture_output=True, text=True, check=False
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return subprocess.run(
+        command,
+        cwd=repository / "leaderboard",
+        env={"PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_promised_script(repository: Path, mirror: Path, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    done = run_script(
+        repository, tmp_path, PARCONTROL_MIRROR=str(mirror), PARCONTROL_LEADERBOARD=str(board), HF_HUB_OFFLINE="1"
     )
     assert (done.returncode, done.stderr) == (0, "")
-    (entry,) = Queue(LocalStore(tmp_path / "board/requests")).requests()
+    (entry,) = Queue(LocalStore(board / "requests")).requests()
     assert entry.request.model_type is ModelType.INSTRUCTION_TUNED
     assert done.stdout == f"org/m0 at {entry.request.sha} in bfloat16 is PENDING: {entry.path}\n"
+
+
+def test_the_promised_script_on_a_hub(hub: WritableHub, repository: Path, tmp_path: Path) -> None:
+    hub.fail(r"POST .*/commit/", 500)
+    done = run_script(
+        repository,
+        tmp_path,
+        HF_ENDPOINT=hub.endpoint,
+        H4_TOKEN=TOKEN,
+        REPO_ID="alice/board",
+        QUEUE_REPO="alice/requests",
+        RESULTS_REPO="alice/results",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (entry,) = Queue(hub_store(hub)).requests()
+    assert entry.request.sha == hub.repositories["models", "org/m0"].head.sha
+    assert entry.request.submitted_by == "alice"
+    assert done.stdout == f"org/m0 at {entry.request.sha} in bfloat16 is PENDING: {entry.path}\n"
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in content for content in [*written, *hub.files("alice/requests").values()])
 
 
 def test_the_command(
