@@ -258,6 +258,7 @@ def test_workers_that_are_killed_lose_nothing(place: Place, workers: int, count:
 def test_workers_on_a_hub_in_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, count: int) -> None:
     with _hub_place(tmp_path, monkeypatch) as (place, hub):
         paths = put_requests(place.open(), count)
+        hub.push(REPOSITORY, {"notes.txt": b"so that a stale read shows the requests, too"})
         chosen = random.Random(count)
         for _ in range(count):
             what = chosen.choice([412, 429, 500, 503, "lost", "lost-500", "stale"])
