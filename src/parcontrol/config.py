@@ -119,7 +119,7 @@ class DataConfig(_Section):
     num_workers: Integer = Field(
         1,
         ge=0,
-        description="Processes that read and tokenise ahead; 0 does it in the main process.",
+        description="Threads that tokenise ahead of the step, beside one that reads; 0 does both when needed.",
     )
 
 

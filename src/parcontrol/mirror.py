@@ -15,6 +15,11 @@ def mirror_directory(configured: str | None = None) -> Path | None:
     return Path(mirror).expanduser() if mirror else None
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can only be meant as a place on this machine, and not as an id of the Hub."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+
+
 def local_copy(kind: Literal["datasets", "models"], repo: str, mirror: str | None = None) -> Path | None:
     """Returns where a repository lies on this machine, None if it does not.
 

@@ -176,7 +176,14 @@ def test_without_a_network_the_message_says_what_to_do() -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("repo", ["no such/na me", "/nowhere/at/all", "./nowhere"])
+@pytest.mark.parametrize("repo", ["/nowhere/at/all", "./nowhere", "~/nowhere", "some/deep/folder"])
+def test_a_folder_that_is_not_there(repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARCONTROL_MIRROR", "/")
+    with pytest.raises(ValueError, match=f"data.repo '{repo}': there is no such folder"):
+        open_corpus(DataConfig(repo=repo))
+
+
+@pytest.mark.parametrize("repo", ["no such/na me"])
 def test_a_name_that_is_neither_folder_nor_dataset(repo: str) -> None:
     with pytest.raises(ValueError, match="neither a folder here nor on the Hub"):
         open_corpus(DataConfig(repo=repo))

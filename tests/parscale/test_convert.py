@@ -124,7 +124,7 @@ def test_only_streams_get_gradients_over_a_frozen_backbone():
         (True, 48, 0.1, "P is True"),
         (2, 0, 0.1, "prefix_length is 0; at P = 2 it must be an integer >= 1"),
         (1, -1, 0.1, "prefix_length is -1; at P = 1 it must be an integer >= 0"),
-        (2, 48, 1.0, r"attn_smooth is 1.0; it must lie in \[0, 1\)"),
+        (2, 48, 1.0, r"attn_smooth is 1.0; it must be a number in \[0, 1\)"),
     ],
 )
 def test_bad_configurations(P, K, smooth, message):
@@ -180,3 +180,51 @@ def test_what_is_not_supported_is_refused_by_name():
 def test_dropping_streams_that_are_not_there():
     with pytest.raises(ValueError, match="Qwen2ForCausalLM is not a ParScale model"):
         drop_streams(tiny_backbone())
+
+
+def test_conversion_draws_nothing_of_the_backbone_anew():
+    """NanoChat's own initialisation of an attention module draws its output projection, which is the backbone's."""
+    backbone = transformers.NanoChatForCausalLM(transformers.NanoChatConfig(**SIZES)).eval()
+    before = copy.deepcopy(backbone.state_dict())
+    model = convert_to_parscale_model(backbone, create_parscale_config(2, 3))
+    assert all(torch.equal(backbone.state_dict()[name], before[name]) for name in before)
+    for layer in model.model.layers:
+        assert 0.01 < layer.self_attn.prefix_k.std() < 0.03
+
+
+def test_differential_attention_is_refused():
+    model = transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SIZES))
+    with pytest.raises(
+        ValueError, match="DiffLlamaForCausalLM cannot become a ParScale model: its attention is not one"
+    ):
+        check_supported(model)
+
+
+def test_dropped_streams_leave_no_trace_in_the_configuration():
+    backbone = drop_streams(tiny_parscale(2))
+    assert not [field for field in backbone.config.to_dict() if field.startswith("parscale")]
+
+
+@pytest.mark.parametrize("name", ["some/deep/gone/path", "/nonexistent/dir", "weird name", "someone/unreachable"])
+def test_a_model_converts_wherever_it_came_from(name):
+    backbone = tiny_backbone()
+    backbone.config.name_or_path = name
+    model = convert_to_parscale_model(backbone, create_parscale_config(2, 3))
+    assert model.config.parscale_base_license == "not stated"
+
+
+@pytest.mark.parametrize(
+    "card", [b"---\nlicense: : :\n---\n", b"---\n- a\n---\n", b"---\nlicense: [mit]\n---\n", b"\xff\xfe\x00"]
+)
+def test_a_model_converts_whatever_its_card_says(card, tmp_path):
+    (tmp_path / "README.md").write_bytes(card)
+    backbone = tiny_backbone()
+    backbone.config.name_or_path = str(tmp_path)
+    model = convert_to_parscale_model(backbone, create_parscale_config(2, 3))
+    assert model.config.parscale_base_license == "not stated"
+
+
+@pytest.mark.parametrize("streams", [0, 3, 1.0, True, "2", None])
+def test_a_number_of_streams_that_there_is_not(streams):
+    with pytest.raises(ValueError, match="must be an integer in 1 … 2"):
+        tiny_parscale(2).set_streams(streams)

@@ -285,7 +285,7 @@ def test_a_non_finite_step_stops_the_run_at_the_next_log_point(make_config: Make
         loop.run()
     message = str(failure.value)
     assert "step 6 is not finite" in message
-    assert "train/07 from the document before byte 2000 to byte 2400" in message
+    assert "train/07 up to byte 2400, from within the document that ends at byte 2000" in message
     assert "Streams at the last log point: mean weight [0." in message
     assert loop.step == 8
     assert [record["step"] for record in records.train] == [4]

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 
 from parcontrol.config import DataConfig
 from parcontrol.data.seeding import seeded_int
-from parcontrol.mirror import MIRROR_VARIABLE, local_copy, mirror_directory
+from parcontrol.mirror import MIRROR_VARIABLE, is_path, local_copy, mirror_directory
 
 LOCAL_REVISION = "local"
 SUFFIX = ".jsonl.zst"
@@ -114,6 +114,8 @@ def _open_folder(config: DataConfig, folder: Path) -> tuple[AbstractFileSystem, 
 
 
 def _open_hub(config: DataConfig) -> tuple[AbstractFileSystem, str, str]:
+    if is_path(config.repo):
+        raise ValueError(f"data.repo {config.repo!r}: there is no such folder")
     mirror = mirror_directory(config.mirror)
     if mirror:  # a mirror that was asked for is never passed over
         raise ValueError(f"the mirror {str(mirror)!r} holds no folder datasets/{config.repo}")

@@ -73,14 +73,16 @@ def parscale_config_class(backbone_config: type[PreTrainedConfig], prefix_at_one
 
         def __post_init__(self, **kwargs):
             super().__post_init__(**kwargs)
-            if self.parscale_n < 1:
+            if type(self.parscale_n) is not int or self.parscale_n < 1:
                 raise ValueError(f"parscale_n is {self.parscale_n!r}; it must be an integer >= 1")
             if prefix_at_one and self.parscale_n != 1:
                 raise ValueError(f"model type {self.model_type} is for parscale_n = 1, not {self.parscale_n!r}")
-            if self.parscale_n_tokens < 0:
+            if type(self.parscale_n_tokens) is not int or self.parscale_n_tokens < 0:
                 raise ValueError(f"parscale_n_tokens is {self.parscale_n_tokens!r}; it must be an integer >= 0")
-            if not 0 <= self.parscale_attn_smooth < 1:
-                raise ValueError(f"parscale_attn_smooth is {self.parscale_attn_smooth!r}; it must lie in [0, 1)")
+            if type(self.parscale_attn_smooth) not in (int, float) or not 0 <= self.parscale_attn_smooth < 1:
+                raise ValueError(
+                    f"parscale_attn_smooth is {self.parscale_attn_smooth!r}; it must be a number in [0, 1)"
+                )
 
     base = backbone_config.__name__.removesuffix("Config")
     Config.__name__ = Config.__qualname__ = f"{base}ParScale{'Prefix' if prefix_at_one else ''}Config"

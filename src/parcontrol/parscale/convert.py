@@ -1,6 +1,7 @@
 """From a loaded backbone to a ParScale model and back, sharing every parameter of the backbone."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +15,9 @@ from parcontrol.parscale.configuration_parscale import parscale_config_class
 from parcontrol.parscale.loading import base_model_license
 from parcontrol.parscale.modeling_parscale import (
     ParScaleForCausalLMMixin,
+    ParScalePreTrainedMixin,
     parscale_model_class,
     plain_attention,
-)
-
-_PARSCALE_FIELDS = (
-    "parscale_n",
-    "parscale_n_tokens",
-    "parscale_attn_smooth",
-    "parscale_base_model",
 )
 
 
@@ -52,8 +47,8 @@ def create_parscale_config(P: int, prefix_length: int = 48, attn_smooth: float =
     if isinstance(prefix_length, bool) or not isinstance(prefix_length, int) or prefix_length < shortest:
         reason = " (without prefixes all streams are equal)" if P > 1 else ""
         raise ValueError(f"prefix_length is {prefix_length!r}; at P = {P} it must be an integer >= {shortest}{reason}")
-    if not 0 <= attn_smooth < 1:
-        raise ValueError(f"attn_smooth is {attn_smooth!r}; it must lie in [0, 1)")
+    if isinstance(attn_smooth, bool) or not isinstance(attn_smooth, int | float) or not 0 <= attn_smooth < 1:
+        raise ValueError(f"attn_smooth is {attn_smooth!r}; it must be a number in [0, 1)")
     return ParScaleConfig(P, prefix_length, attn_smooth)
 
 
@@ -109,7 +104,7 @@ def drop_streams(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, ParScaleForCausalLMMixin):
         raise ValueError(f"{type(model).__name__} is not a ParScale model; there are no streams to drop")
     backbone_class: Any = type(model).__bases__[1]
-    fields = {k: v for k, v in _plain_fields(model.config).items() if k not in _PARSCALE_FIELDS}
+    fields = {k: v for k, v in _plain_fields(model.config).items() if not k.startswith("parscale_")}
     backbone = _rebuild(model, backbone_class, backbone_class.config_class(**fields))
     backbone.config.name_or_path = model.config.parscale_base_model or ""
     return backbone
@@ -148,6 +143,8 @@ def _unsupported_reason(model: Any) -> str | None:
         return "its layers are not model.layers[i].self_attn throughout"
     if not model._supports_attention_backend:
         return "its attention is not called through transformers' attention interface"
+    if any(_attention_calls(layer.self_attn) != 1 for layer in layers):
+        return "its attention is not one call of transformers' attention interface"
     if not hasattr(inner, "rotary_emb"):
         return "it has no rotary position embedding, so a prefix has no place in front of position 0"
     other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
@@ -160,6 +157,11 @@ def _unsupported_reason(model: Any) -> str | None:
     if any(getattr(config, field, None) for field in ("num_experts", "num_local_experts", "n_routed_experts")):
         return "it is a mixture of experts, whose routing statistics would count every token P times"
     return None
+
+
+def _attention_calls(attention: nn.Module) -> int:
+    """How often a layer calls the attention interface: once, but for differential attention and the like."""
+    return inspect.getsource(type(attention).forward).count("attention_interface(")
 
 
 def _plain_fields(config: transformers.PreTrainedConfig) -> dict[str, Any]:
@@ -211,10 +213,14 @@ def _initialise_new_parameters(model: PreTrainedModel, like: torch.Tensor) -> No
             name,
             nn.Parameter(torch.empty_like(parameter, device=like.device, dtype=like.dtype)),
         )
-    owners = {name.rpartition(".")[0] for name in new}
-    for path in sorted(owners):
+    for path in sorted({name.rpartition(".")[0] for name in new}):
+        module = model.get_submodule(path)
+        # An attention module also holds parameters of the backbone, which its own initialisation would draw anew.
         with torch.no_grad():
-            model._init_weights(model.get_submodule(path))
+            if ".aggregate_layer." in path:
+                model._init_weights(module)
+            else:
+                ParScalePreTrainedMixin.init_streams(module)
 
 
 def _check_context_ids(context_ids: Any, P: int, K: int, model: PreTrainedModel) -> torch.Tensor:

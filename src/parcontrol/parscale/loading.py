@@ -1,16 +1,17 @@
 """Loading a backbone by name: a directory, a mirror laid out as the Hub, or the Hub."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from yaml import YAMLError
 
-from parcontrol.mirror import local_copy
+from parcontrol.mirror import MIRROR_VARIABLE, is_path, local_copy
 
 NOT_STATED = "not stated"
+_HUB_TIMEOUT_S = 5.0
 
 
 def resolve_model(name: str, mirror: str | None = None) -> str:
@@ -47,22 +48,29 @@ def load_backbone(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
+        if is_path(name) and source == name:
+            raise ValueError(f"model {name!r} cannot be loaded: there is no such directory") from error
         looked = f"{source!r}" if source == name else f"{name!r} (at {source!r})"
-        raise ValueError(f"model {looked} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"model {looked} cannot be loaded: {' '.join(str(error).split())} "
+            f"(without a network name a directory, or let {MIRROR_VARIABLE} name a mirror)"
+        ) from error
     return model.to(device), tokenizer
 
 
 def base_model_license(name: str, mirror: str | None = None) -> str:
     """The licence in the model card of a local directory, a mirrored model or the Hub's.
 
-    `not stated` where there is no card, it names none, or the Hub is out of reach: a licence is never guessed.
+    `not stated` where there is no card, it cannot be read, it names none, or the Hub is out of reach: a licence is
+    never guessed, and a model is never refused for its card.
     """
-    source = resolve_model(name, mirror)
-    local = Path(source, "README.md")
-    if Path(source).is_dir() and not local.exists():
-        return NOT_STATED
+    directory = local_copy("models", name, mirror)
     try:
-        card = ModelCard.load(local if local.exists() else source, ignore_metadata_errors=True)
-    except (OSError, HTTPError):
+        if directory is not None:
+            data = ModelCard.load(directory / "README.md", ignore_metadata_errors=True).data
+        else:
+            data = HfApi().model_info(name, timeout=_HUB_TIMEOUT_S).card_data
+    except (OSError, HTTPError, ValueError, YAMLError):
         return NOT_STATED
-    return card.data.to_dict().get("license") or NOT_STATED
+    licence = data.to_dict().get("license") if data else None
+    return licence if isinstance(licence, str) else NOT_STATED

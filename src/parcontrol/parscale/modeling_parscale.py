@@ -203,6 +203,11 @@ class ParScalePreTrainedMixin:
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        self.init_streams(module)
+
+    @staticmethod
+    def init_streams(module: nn.Module) -> None:
+        """Give first values to what ParScale adds to a module, and to nothing else of it."""
         if isinstance(module, _EqualWeights):
             init.zeros_(module.weight)
         if getattr(module, "prefix_k", None) is not None:
@@ -318,12 +323,12 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         was not trained with is just that: untrained. Caches made with another number are refused.
 
         Raises:
-            ValueError: outside 1 … P.
+            ValueError: no integer in 1 … P.
         """
-        if not 1 <= num_streams <= self.config.parscale_n:
+        if type(num_streams) is not int or not 1 <= num_streams <= self.config.parscale_n:
             raise ValueError(
                 f"num_streams is {num_streams!r}; this model has {self.config.parscale_n} streams, "
-                f"so it must lie in 1 … {self.config.parscale_n}"
+                f"so it must be an integer in 1 … {self.config.parscale_n}"
             )
         self.model.active_streams = num_streams
 
@@ -384,10 +389,12 @@ def _check_cache_rows(past_key_values, num_streams: int, batch_size: int) -> Non
     if past_key_values is None or not past_key_values.layers or not past_key_values.layers[0].is_initialized:
         return
     keys = past_key_values.layers[0].keys
-    if keys.numel() and keys.shape[0] != num_streams * batch_size:
+    made_with = getattr(past_key_values, "num_streams", num_streams)
+    if made_with != num_streams or (keys.numel() and keys.shape[0] != num_streams * batch_size):
         raise ValueError(
-            f"the cache holds {keys.shape[0]} rows, but {num_streams} streams of batch {batch_size} need "
-            f"{num_streams * batch_size}; a cache serves only the number of streams that it was made with"
+            f"the cache holds {keys.shape[0]} rows, made with {made_with} streams, but {num_streams} streams of batch "
+            f"{batch_size} need {num_streams * batch_size}; a cache serves only the number of streams that it was made "
+            "with"
         )
 
 

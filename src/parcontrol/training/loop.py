@@ -340,8 +340,8 @@ class TrainingLoop:
     def _describe_bad_step(self, step: int, loss: float, grad_norm: float) -> str:
         before = {shard["shard"]: shard for shard in self._sources[step - 1]["shards"]}
         read = [
-            f"{shard['shard']} from the document before byte {before[shard['shard']]['byte_end']} "
-            f"to byte {shard['byte_end']}"
+            f"{shard['shard']} up to byte {shard['byte_end']}, from within the document that ends at byte "
+            f"{before[shard['shard']]['byte_end']}"
             for shard in self._sources[step]["shards"]
             if shard["tokens"] > before[shard["shard"]]["tokens"]
         ]

@@ -62,13 +62,16 @@ def load_start(config: RunConfig, precision: Precision, before: Mapping[str, Any
             tokenizer than `model.name`.
     """
     init_from = config.training.init_from
-    model, tokenizer = load_backbone(
-        init_from or config.model.name,
-        None if init_from else _revision(config, before),
-        dtype=precision.backbone,
-        device=precision.device,
-        mirror=config.data.mirror,
-    )
+    try:
+        model, tokenizer = load_backbone(
+            init_from or config.model.name,
+            None if init_from else _revision(config, before),
+            dtype=precision.backbone,
+            device=precision.device,
+            mirror=config.data.mirror,
+        )
+    except ValueError as error:
+        raise ValueError(f"{'training.init_from' if init_from else 'model.name'}: {error}") from error
     if init_from:
         _check_same_tokenizer(config, tokenizer)
     commit = getattr(model.config, "_commit_hash", None) or LOCAL
@@ -132,7 +135,7 @@ def build_model(config: RunConfig, start: Start, corpus: Corpus) -> PreTrainedMo
     torch.manual_seed(config.training.seed)
     streams = create_parscale_config(parscale.P, parscale.prefix_length, parscale.attn_smooth)
     model = convert_to_parscale_model(start.backbone, streams, context)
-    model.config.parscale_base_model = config.model.name
+    model.config.parscale_base_model = config.training.init_from or config.model.name
     return model
 
 

@@ -19,8 +19,8 @@ def model_card(config: RunConfig, meta: dict[str, Any], result: dict[str, Any]) 
         meta: Its meta.json.
         result: Its result.
     """
-    base, data = config.model.name, config.data.repo
-    licence = base_model_license(base, config.data.mirror)
+    base, data = config.training.init_from or config.model.name, config.data.repo
+    licence = base_model_license(config.model.name, config.data.mirror)
     trained = "prefixes and aggregator over the frozen backbone"
     if config.training.mode == "full":
         trained = "every parameter"
@@ -41,7 +41,7 @@ def model_card(config: RunConfig, meta: dict[str, Any], result: dict[str, Any]) 
 A ParScale model (*Parallel Scaling Law for Language Models*, arXiv 2505.10475): {_streams(config.parscale.P)} through
 one shared backbone, each with its own learned prefix of {config.parscale.prefix_length} tokens, mixed token by token.
 
-- Base model: `{base}` (revision {meta["model_revision"]}), licence: {licence}
+- Base model: {_base(config, meta)}, licence: {licence}
 - Training data: `{data}` (revision {meta["dataset_revision"]}), {result["tokens"]:,} tokens
 - Trained: {trained}; {result["parameters_trained"]:,} of {result["parameters_total"]:,} parameters
 - Aggregation weights are smoothed by {config.parscale.attn_smooth}
@@ -68,6 +68,15 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 The code that this loads lies beside the weights and needs torch and transformers only; where
 `parcontrol` is installed and imported, `trust_remote_code` is not needed.
 """
+
+
+def _base(config: RunConfig, meta: dict[str, Any]) -> str:
+    if config.training.init_from:
+        return (
+            f"`{config.training.init_from}`, an earlier stage whose own card tells what it was trained on, "
+            f"made from `{config.model.name}`"
+        )
+    return f"`{config.model.name}` (revision {meta['model_revision']})"
 
 
 def _streams(P: int) -> str:
