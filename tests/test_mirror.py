@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from parcontrol.mirror import MIRROR_VARIABLE, local_copy, mirror_directory
+from parcontrol.mirror import MIRROR_VARIABLE, is_path, local_copy, mirror_directory
 
 
 @pytest.fixture
@@ -33,3 +33,19 @@ def test_the_environment_names_a_mirror(mirror: Path, monkeypatch: pytest.Monkey
     assert local_copy("models", "someone/model") == mirror / "models/someone/model"
     assert mirror_directory("/elsewhere") == Path("/elsewhere")
     assert local_copy("models", "someone/model", "/elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("gpt2", False),
+        ("someone/model", False),
+        ("/a/b", True),
+        ("./a", True),
+        ("../a", True),
+        ("~/a", True),
+        ("a/b/c", True),
+    ],
+)
+def test_what_can_only_be_a_path(name: str, path: bool) -> None:
+    assert is_path(name) == path

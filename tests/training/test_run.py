@@ -211,6 +211,8 @@ def test_two_stages(make_config: MakeConfig, first_stage: str) -> None:
     key = "backbone_validation_loss" if first_stage == "plain" else "initial_validation_loss"
     assert second[key] == first["final_validation_loss"]
     assert second["final_validation_loss"] < second["initial_validation_loss"]
+    card = Path(second["final_dir"], "README.md").read_text(encoding="utf-8")
+    assert f"Base model: `{first['final_dir']}`, an earlier stage" in card
 
 
 def test_init_from_refuses_other_streams_and_other_tokenizers(make_config: MakeConfig, tmp_path: Path) -> None:
