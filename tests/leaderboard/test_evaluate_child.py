@@ -47,7 +47,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EvaluationProc
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        started = EvaluationProcess(home, home / "evaluation.log")
+        started = EvaluationProcess(home, home / "evaluation.log", "dummy")
     try:
         yield started
     finally:

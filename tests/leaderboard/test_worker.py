@@ -36,7 +36,7 @@ class Board:
         self.processes: list[FakeProcess] = []
         monkeypatch.setattr(worker_module, "EvaluationProcess", self._start)
 
-    def _start(self, home: Path, log: Path) -> FakeProcess:
+    def _start(self, home: Path, log: Path, backend: str) -> FakeProcess:
         self.processes.append(FakeProcess(self.script))
         return self.processes[-1]
 

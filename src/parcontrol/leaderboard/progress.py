@@ -34,7 +34,8 @@ class Progress:
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
         )
-        with progress.Progress(*columns, console=self._console, transient=True) as bars:
+        console = self._console
+        with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
             yield ModelProgress(bars, model, tasks)
 
 

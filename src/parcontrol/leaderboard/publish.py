@@ -160,9 +160,8 @@ def summary(spooled: Spooled) -> list[str]:
         value, stderr = (metrics.get(f"{column.metric}{part},{column.filter}") for part in ("", "_stderr"))
         if isinstance(value, int | float):
             error = f" ± {stderr * column.scale:.2f}" if isinstance(stderr, int | float) else ""
-            lines.append(
-                f"{column.label}: {value * column.scale:.2f}{error} ({rows['effective']} of {rows['original']} rows)"
-            )
+            share = f"{rows['effective']:,} of {rows['original']:,} rows"
+            lines.append(f"{column.label}: {value * column.scale:.2f}{error} ({share})")
     return lines
 
 

@@ -348,7 +348,7 @@ class Worker:
     def start(self) -> EvaluationProcess:
         """Starts the evaluating process if none runs, and returns it; it imports its libraries in the background."""
         if self._process is None or not self._process.alive:
-            self._process = EvaluationProcess(self._home, self._log)
+            self._process = EvaluationProcess(self._home, self._log, self._settings.conditions.backend)
         return self._process
 
     # --- publishing ---

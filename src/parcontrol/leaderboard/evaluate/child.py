@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from parcontrol.leaderboard.evaluate.environment import child_environment
 from parcontrol.leaderboard.evaluate.errors import EvaluationError
+from parcontrol.leaderboard.evaluate.model_spec import Backend
 
 _MODULE = "parcontrol.leaderboard.evaluate.server"
 _LONGEST_EVENT = 1 << 20  # bytes; events are short, and the process may run somebody else's code
@@ -54,12 +55,13 @@ class EvaluationProcess:
     It starts at once, and imports while the worker does other things.
     """
 
-    def __init__(self, home: Path, log: Path, user: User | None = None) -> None:
+    def __init__(self, home: Path, log: Path, backend: Backend = "hf", user: User | None = None) -> None:
         """Starts the process.
 
         Args:
             home: Its home directory, with its caches.
             log: File that gets what it and its libraries print.
+            backend: What most of its jobs will need, so that it is imported in advance.
             user: Who runs it; None for the worker's own user.
         """
         self.log = log
@@ -73,7 +75,7 @@ class EvaluationProcess:
         with theirs, log.open("ab") as printed:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno()), backend],
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=printed,

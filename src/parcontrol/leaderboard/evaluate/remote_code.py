@@ -117,7 +117,7 @@ def guest(job: Job, user: str, log: Path) -> Iterator[Guest]:
     # Not below the worker's directory, which that user may have no way into.
     home = Path(tempfile.mkdtemp(prefix="parcontrol-guest-"))
     try:
-        process = EvaluationProcess(home, log, account)
+        process = EvaluationProcess(home, log, job.spec.backend, account)
     except OSError as error:
         shutil.rmtree(home)
         reason = f"user {user!r} cannot run {sys.executable}: {error.strerror}"

@@ -31,7 +31,7 @@ from parcontrol.leaderboard.evaluate.backends import Evaluated, open_backend
 from parcontrol.leaderboard.evaluate.environment import FORKS
 from parcontrol.leaderboard.evaluate.errors import EvaluationError
 from parcontrol.leaderboard.evaluate.memory import is_out_of_memory
-from parcontrol.leaderboard.evaluate.model_spec import Job
+from parcontrol.leaderboard.evaluate.model_spec import Backend, Job
 from parcontrol.leaderboard.evaluate.spool import write_task
 from parcontrol.leaderboard.harness import build_tasks
 from parcontrol.leaderboard.registry import TaskSpec, select
@@ -40,12 +40,13 @@ SCHEMA = 1  # of the `parcontrol` block
 _BOOTSTRAP_ITERATIONS = 100_000  # the harness's own default
 _PACKAGES = ("parcontrol", "lm_eval", "torch", "transformers", "tokenizers", "datasets", "peft", "numpy")
 _SECONDS_BETWEEN_REPORTS = 0.5
-_IMPORTED_LATE = (
-    "lm_eval.models.dummy",
-    "lm_eval.models.huggingface",
-    "multiprocessing.synchronize",
-    "scipy.sparse",
-)
+_IMPORTED_LATE: dict[Backend, tuple[str, ...]] = {
+    # With one architecture comes what all need; its own file is the smallest part.
+    "hf": ("lm_eval.models.huggingface", "transformers.models.llama.modeling_llama"),
+    "openai": ("lm_eval.models.openai_completions",),
+    "dummy": ("lm_eval.models.dummy",),
+}
+_IMPORTED_LATE_BY_TASKS = ("multiprocessing.synchronize", "scipy.sparse")
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -274,9 +275,9 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def warm_up() -> None:
-    """Does once what every forked process would otherwise do again: finds out facts, imports what tasks import late."""
-    for module in _IMPORTED_LATE:
+def warm_up(backend: Backend) -> None:
+    """Does once what every forked process would otherwise do again: finds out facts, imports what is imported late."""
+    for module in (*_IMPORTED_LATE_BY_TASKS, *_IMPORTED_LATE[backend]):
         importlib.import_module(module)
     for fact in (environment_info, _git_commit, _packages):
         fact()

@@ -1,10 +1,11 @@
 """The evaluating process: imports everything once, then forks for every job.
 
-    python -P -m parcontrol.leaderboard.evaluate.server SOCKET
+    python -P -m parcontrol.leaderboard.evaluate.server SOCKET BACKEND
 
 Importing the harness, torch and transformers takes seconds, and forking milliseconds. The forking process itself never
 loads a model, so nothing of one job can reach the next. Jobs come in, and events go out, as JSON lines on the socket
-whose descriptor is given. When its other end closes, the worker is gone, and everything here ends.
+whose descriptor is given; BACKEND is what most jobs will need. When the socket's other end closes, the worker is gone,
+and everything here ends.
 
 On a system where a process with these libraries cannot be forked safely (macOS), it runs one job itself and ends.
 """
@@ -20,9 +21,10 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 from parcontrol.leaderboard.evaluate.environment import FORKS
+from parcontrol.leaderboard.evaluate.model_spec import Backend
 
 # Exit codes of a forked process; its last event says why.
 _REFUSED, _BROKEN = 3, 4
@@ -37,7 +39,7 @@ def main() -> None:
 
     from parcontrol.leaderboard.evaluate import run
 
-    run.warm_up()
+    run.warm_up(cast(Backend, sys.argv[2]))
     _send(connection, {"event": "ready"})
     for line in connection.makefile("rb"):
         if not FORKS:
