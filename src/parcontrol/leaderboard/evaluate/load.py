@@ -67,8 +67,8 @@ class Loaded:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters as they are stored: shared ones once, quantised ones packed."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Number of parameters: shared ones once, packed ones one by one."""
+        return int(self.model.num_parameters())
 
 
 def best_device(wanted: str | None = None) -> torch.device:
