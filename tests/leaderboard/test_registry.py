@@ -108,10 +108,11 @@ def test_starts_without_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_documentation_is_current(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/leaderboard/tasks.md"])
+def test_documentation_is_current(repository: Path, page: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`parcontrol leaderboard tasks --markdown` makes the table again."""
     assert command.main(["--markdown"]) == 0
-    lines = (repository / "docs/leaderboard/tasks.md").read_text().splitlines(keepends=True)
+    lines = (repository / page).read_text().splitlines(keepends=True)
     begin = lines.index("| Task | Group | Column | Data: repo · config · split | Kind | Shots | Metric | Version |\n")
     length = next(index for index, line in enumerate(lines[begin:]) if not line.startswith("|"))
     assert "".join(lines[begin : begin + length]) == capsys.readouterr().out
