@@ -25,6 +25,7 @@ import pwd
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,6 +79,48 @@ _GONE = _File(None, None, None)
 _of_parents: list[sqlite3.Connection] = []
 
 
+class _WriterLock:
+    """The lock of writers to a directory, shared by all stores of this process on it.
+
+    One store may therefore be used while another one holds the lock, as long as it is in the same thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.mutex = threading.RLock()
+        self._path = path
+        self._fd, self._depth = -1, 0
+
+    def acquire(self) -> bool:
+        """Waits for the lock, under the mutex; returns whether it was not held already."""
+        if self._depth == 0:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            except BaseException:
+                os.close(self._fd)
+                raise
+        self._depth += 1
+        return self._depth == 1
+
+    def release(self) -> None:
+        """Gives back what `acquire` took."""
+        self._depth -= 1
+        if self._depth == 0:
+            os.close(self._fd)
+
+
+_locks: weakref.WeakValueDictionary[Path, _WriterLock] = weakref.WeakValueDictionary()
+_locks_mutex = threading.Lock()
+
+
+def _lock_of(path: Path) -> _WriterLock:
+    with _locks_mutex:
+        lock = _locks.get(path.resolve())
+        if lock is None:
+            lock = _locks[path.resolve()] = _WriterLock(path)
+        return lock
+
+
 class LocalStore:
     """A repository in a directory, which is created if needed; used by many processes and threads at once.
 
@@ -92,10 +135,10 @@ class LocalStore:
         self._hidden = self.directory / _HIDDEN
         self._staged = self._hidden / "staged"
         self._conflicts = conflicts
-        self._mutex = threading.RLock()
+        self._lock = _lock_of(self._hidden / "lock")
+        self._mutex = self._lock.mutex
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None  # process and inode
-        self._lock_fd, self._lock_depth = -1, 0
         self._newest: Snapshot | None = None
         self._next_scan = 0.0
 
@@ -293,7 +336,7 @@ class LocalStore:
             try:
                 yield
             finally:
-                self._release()
+                self._lock.release()
 
     @contextmanager
     def _locked(self) -> Iterator[sqlite3.Connection]:
@@ -303,24 +346,16 @@ class LocalStore:
             try:
                 yield self._index()
             finally:
-                self._release()
+                self._lock.release()
 
     def _acquire(self) -> None:
-        if self._lock_depth == 0:
-            self._staged.mkdir(parents=True, exist_ok=True)
-            self._lock_fd = os.open(self._hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._staged.mkdir(parents=True, exist_ok=True)
+        if self._lock.acquire():
             try:
-                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
                 self._clear_up()
             except BaseException:
-                os.close(self._lock_fd)
+                self._lock.release()
                 raise
-        self._lock_depth += 1
-
-    def _release(self) -> None:
-        self._lock_depth -= 1
-        if self._lock_depth == 0:
-            os.close(self._lock_fd)
 
     def _clear_up(self) -> None:
         """Ends the commit of a process that was killed, and removes what another never began to commit."""
