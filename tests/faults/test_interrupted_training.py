@@ -6,7 +6,6 @@ this process, never interrupted.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -24,6 +23,7 @@ from parcontrol.config import RunConfig, dump_yaml
 from parcontrol.runs import RunDirectory
 from parcontrol.training.checkpoint import Checkpoint
 from parcontrol.training.run import run
+from tests.faults.processes import processes
 from tests.training.same_run import assert_same_run
 
 MakeConfig = Callable[..., RunConfig]
@@ -33,12 +33,6 @@ LONG_RUN = {
     "training__log_interval_steps": 7,  # checkpoints fall between log points
     "training__checkpoint_interval_steps": 5,
 }
-
-
-# Importing torch and transformers takes seconds, and is done once for all processes: each is a
-# fork of one that has imported them and done nothing else.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["parcontrol.cli.train", "parcontrol.training.run"])
 
 
 def train(arguments: list[str], log: Path, file_size_limit: int | None) -> None:

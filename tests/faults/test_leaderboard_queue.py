@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import signal
 import time
@@ -26,20 +25,10 @@ from parcontrol.leaderboard.settings import Settings
 from parcontrol.leaderboard.store import ConflictError, LocalStore, Snapshot, Store, update
 from parcontrol.leaderboard.store.hub import HubStore
 from parcontrol.leaderboard.submission import SUBMISSIONS, Submission, submit
+from tests.faults.processes import processes
 from tests.leaderboard.hub_server import WritableHub
 from tests.leaderboard.models import write_model
 from tests.leaderboard.stores import CONFLICTS, REPOSITORY, TOKEN, TROUBLE, online_hub
-
-# One server of forks serves all tests of this folder: it imports what takes long for each of them.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    [
-        "parcontrol.cli.train",
-        "parcontrol.training.run",
-        "parcontrol.leaderboard.submission",
-        "transformers.models.auto.configuration_auto",
-    ]
-)
 
 
 class Place(NamedTuple):
