@@ -51,7 +51,7 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     ("workers", "requests", "kills"),
     [
         pytest.param(2, 6, 1, id="few"),
-        pytest.param(8, 100, 16, id="many", marks=[pytest.mark.full, pytest.mark.timeout(600)]),
+        pytest.param(8, 200, 16, id="many", marks=[pytest.mark.full, pytest.mark.timeout(600)]),
     ],
 )
 def test_no_task_is_lost_or_done_twice(workers: int, requests: int, kills: int) -> None:
