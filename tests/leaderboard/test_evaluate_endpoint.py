@@ -181,6 +181,17 @@ def test_a_chat_endpoint_gets_messages(endpoint: Endpoint, tmp_path: Path) -> No
     assert replies == ["No"] * 3
 
 
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_every_sample_has_a_seed_of_its_own(path: str, endpoint: Endpoint, tmp_path: Path) -> None:
+    perform(job(f"{endpoint.url}/{path}", tmp_path, "selfcheckgpt"))
+    sampled = [body["seed"] for body in endpoint.asked if body["temperature"] > 0]
+    greedy = {body.get("seed") for body in endpoint.asked[1:] if body["temperature"] == 0}  # the first only asks
+    assert len(sampled) == 3 * 5
+    assert len(set(sampled)) == len(sampled)
+    assert len(greedy) == 1
+    assert not [body for body in endpoint.asked if "top_k" in body]
+
+
 def test_the_key_is_written_nowhere(endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     order = job(f"{endpoint.url}/chat/completions", tmp_path, "halueval_qa")
     perform(order)

@@ -38,6 +38,12 @@ def open_endpoint(job: Job) -> Endpoint:
     """
     from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
+    class Completions(_DistinctSamples, LocalCompletionsAPI):
+        pass
+
+    class ChatCompletions(_DistinctSamples, LocalChatCompletion):
+        pass
+
     url = check_address(job.spec.base_url)
     headers = {"Authorization": f"Bearer {job.endpoint_key}"} if job.endpoint_key else {"Accept": "application/json"}
     concurrent = 1 if job.batch_size == "auto" else job.batch_size
@@ -45,15 +51,34 @@ def open_endpoint(job: Job) -> Endpoint:
     common |= {"seed": job.conditions.seed}
     if url.endswith(_CHAT):
         _ask(url, headers, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}, job)
-        return Endpoint(LocalChatCompletion(tokenizer_backend=None, **common), likelihoods=False, chat=True)
+        return Endpoint(ChatCompletions(tokenizer_backend=None, **common), likelihoods=False, chat=True)
     answer = _ask(url, headers, {"prompt": "Hello there", "max_tokens": 1, "logprobs": 1, "echo": True}, job)
     if job.spec.tokenizer is None:
-        lm = LocalCompletionsAPI(tokenizer_backend=None, tokenized_requests=False, **common)
+        lm = Completions(tokenizer_backend=None, tokenized_requests=False, **common)
         return Endpoint(lm, likelihoods=False, chat=False)
     tokenizer = str(model_directory(job.spec.tokenizer, None))
     # Token ids are sent, so that the endpoint splits prompt and continuation where we do.
-    lm = LocalCompletionsAPI(tokenizer=tokenizer, tokenizer_backend="huggingface", tokenized_requests=True, **common)
+    lm = Completions(tokenizer=tokenizer, tokenizer_backend="huggingface", tokenized_requests=True, **common)
     return Endpoint(lm, likelihoods=_gives_prompt_logprobs(answer), chat=job.spec.chat_template)
+
+
+class _DistinctSamples:
+    """Gives every sampled request a seed of its own.
+
+    The harness sends one seed with all requests, and an endpoint that honours it answers the same prompt with the same
+    "sample" each time: then every answer agrees with itself, and a hallucination looks consistent.
+    """
+
+    sampled = 0
+
+    def _create_payload(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        payload: dict[str, Any] = super()._create_payload(*args, **kwargs)  # type: ignore[misc]
+        if payload["temperature"] > 0:
+            payload["seed"] += self.sampled
+            self.sampled += 1
+        if payload.get("top_k") == 0:  # no limit, which is OpenAI's default and has no name there
+            del payload["top_k"]
+        return payload
 
 
 def check_address(url: str | None) -> str:
