@@ -154,9 +154,12 @@ class RunDirectory:
         """Returns the configuration of the run.
 
         Raises:
-            ValueError: There is no valid config.yaml.
+            ValueError: There is no valid config.yaml, or nothing in it, which would read as all defaults.
         """
-        return load_config(self.path / _CONFIG)
+        path = self.path / _CONFIG
+        if path.is_file() and not path.read_bytes().strip():
+            raise ValueError(f"{path}: is empty: the configuration of the run is lost")
+        return load_config(path)
 
     def write_meta(self, meta: Mapping[str, Any]) -> None:
         """Writes commit, versions, device, seeds and dataset revision."""

@@ -79,7 +79,7 @@ def write_run(
     with RunDirectory.open_for_training(config) as run:
         run.write_meta(_meta(config, parameters, process or {}) | dict(meta or {}))
         for step in range(0, steps + 1, 5):
-            _append_records(run, step, P, loss, weights or _even_but_a_little(P))
+            _append_records(run, step, P, loss, weights or _even_but_a_little(P), TOKENS if tokens is None else tokens)
         if steps == STEPS:
             sums = _write_documents(run, loss, document_noise, documents, seed * 1000 + P)
             if final:
@@ -106,8 +106,8 @@ def write_sweep(
     return root
 
 
-def _append_records(run: RunDirectory, step: int, P: int, loss: float, weights: Sequence[float]) -> None:
-    place = {"step": step, "tokens": step * TOKENS_PER_STEP}
+def _append_records(run: RunDirectory, step: int, P: int, loss: float, weights: Sequence[float], total: int) -> None:
+    place = {"step": step, "tokens": step * total // STEPS}
     left = 1 - step / STEPS
     now = loss + 0.15 * left**2
     run.append_metrics(place | {"validation_loss": now, "validation_perplexity": math.exp(now)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -138,9 +139,65 @@ def test_runs_that_differ_in_more_than_P_are_not_compared(tmp_path, changes, rea
     good, bad = found.differences
     assert good.verdict == "lower"
     assert (bad.value, bad.documents, bad.verdict) == (None, None, f"not compared: {reason}")
-    assert (found.laws, found.unfitted) == ([], f"the runs cannot be compared ({reason})")
-    # Against its own backbone every run can be compared.
-    assert found.streams[-1].gain.value == pytest.approx(-GAINS[4])
+    assert {run.name: why for run, why in found.left_out.items()} == {"P4": reason}
+    assert [summary.P for summary in found.streams] == [1, 2]
+    # The law is that of the sweep without it.
+    alone = write_sweep(tmp_path / "alone", streams=(1, 2))
+    assert [law.fit for law in found.laws] == [law.fit for law in sweep_of(alone).laws]
+
+
+FOREIGN = {
+    "learning rate": ({"settings": {"training.learning_rate": 0.02}}, "other training.learning_rate"),
+    "revision": ({"meta": {"model_revision": "7" * 40}}, "another model, revision or tokenizer"),
+    "precision": ({"process": {"compute_dtype": "bfloat16"}}, "computed in bfloat16 on float32 weights"),
+    "P of the result": ({"result": {"P": 4}}, "the result is of P = 4, the configuration says 2"),
+    "sums": ({"result": {"final_validation_loss": 1.0}}, "final loss 1.000000 reported, 1.900000 by document"),
+    "backbone": ({"result": {"backbone_validation_loss": 2.0}}, "backbone loss 2.000000 reported"),
+}
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_a_foreign_seed_enters_no_mean_no_difference_and_no_law(tmp_path, fault):
+    changes, reason = FOREIGN[fault]
+    write_run(tmp_path / "P1_seed1", 1, 1)
+    write_run(tmp_path / "P2_seed1", 2, 1)
+    before = sweep_of(tmp_path)
+    write_run(tmp_path / "P2_seed2", 2, 2, loss=1.9, **changes)
+    after = sweep_of(tmp_path)
+    assert next(why for run, why in after.left_out.items() if run.name == "P2_seed2").startswith(reason)
+    for part in ("streams", "differences", "laws", "prices"):
+        assert after.as_dict()[part] == before.as_dict()[part]
+
+
+def test_a_whole_seed_of_other_settings_is_left_out(tmp_path):
+    for seed, rate in ((1, 0.003), (2, 0.02)):
+        for P in (1, 2):
+            settings = {"training.learning_rate": rate}
+            write_run(tmp_path / f"P{P}_seed{seed}", P, seed, loss=2.4 - 0.1 * seed * P, settings=settings)
+    found = sweep_of(tmp_path)
+    assert [run.name for run in found.left_out] == ["P1_seed2", "P2_seed2"]
+    assert found.differences[0].value == pytest.approx(-0.1)
+    assert len(found.laws[0].measured_worth) == 2
+
+
+def test_two_runs_in_one_place_are_both_left_out(tmp_path):
+    write_sweep(tmp_path, streams=(1, 2, 4))
+    write_run(tmp_path / "again", 2, loss=1.9)
+    found = sweep_of(tmp_path)
+    assert {run.name for run in found.left_out} == {"P2", "again"}
+    assert found.differences[0].refused == "again is at P = 2, seed 42, too; P2 is at P = 2, seed 42, too"
+    assert found.differences[1].shown
+
+
+def test_most_runs_decide_what_belongs(tmp_path):
+    write_run(tmp_path / "P1", 1, tokens=5000)
+    write_run(tmp_path / "P2", 2)
+    write_run(tmp_path / "P4", 4)
+    found = sweep_of(tmp_path)
+    assert [(d.compared, d.reference, d.shown) for d in found.differences] == [
+        ("P = 1", "P = 2", False),
+        ("P = 4", "P = 2", True),
+    ]
 
 
 def test_one_document_gives_no_interval_and_shows_nothing(tmp_path):
@@ -247,15 +304,52 @@ def test_several_backbones_give_the_joint_law(tmp_path):
 
 def test_the_joint_law_needs_three_sizes_and_equal_tokens(tmp_path):
     write_backbones(tmp_path / "two", (10**8, 10**9))
-    assert "2 model sizes" in findings_of(tmp_path / "two").joint_refused
+    two = "it needs at least 3 model sizes, and the sweeps have 2"
+    assert findings_of(tmp_path / "two").joint_refused == two
     write_backbones(tmp_path / "tokens", (10**8, 3 * 10**8))
     write_backbones(tmp_path / "tokens", (10**9,), tokens=5000)
     assert findings_of(tmp_path / "tokens").joint_refused == "the runs trained on other numbers of tokens"
+    write_backbones(tmp_path / "data", (10**8, 3 * 10**8))
+    write_backbones(tmp_path / "data", (10**9,), result={"data_sha256": "e" * 64})
+    assert findings_of(tmp_path / "data").joint_refused == "the runs trained on other data"
     write_backbones(tmp_path / "text", (10**8, 3 * 10**8))
     write_backbones(tmp_path / "text", (10**9,), result={"validation_sha256": "e" * 64})
     assert "other documents" in findings_of(tmp_path / "text").joint_refused
     write_backbones(tmp_path / "gone", (10**8, 3 * 10**8, 10**9), final=False)
     assert findings_of(tmp_path / "gone").joint_refused == "P1 has no final checkpoint that says its size"
+
+
+def test_what_is_left_out_of_its_sweep_is_left_out_of_the_joint_law(tmp_path):
+    write_backbones(tmp_path, (10**8, 3 * 10**8, 10**9))
+    shutil.rmtree(tmp_path / "N300000000" / "P4")
+    settings = {"training.learning_rate": 0.02}
+    write_run(tmp_path / "N300000000" / "P4", 4, loss=1.9, parameters=3 * 10**8, settings=settings)
+    found = findings_of(tmp_path)
+    assert len(found.joint.table) == 8
+    assert found.joint.fits[0].stream == pytest.approx(0.3, rel=1e-3)
+
+
+def test_a_very_small_backbone_is_one_size_however_it_grows_with_P(tmp_path):
+    for name in ("a", "b"):
+        for P in (1, 2, 4):
+            write_run(tmp_path / name / f"P{P}", P, parameters=10**6 * P)
+    assert findings_of(tmp_path).joint_refused == "it needs at least 3 model sizes, and the sweeps have 1"
+
+
+def test_measured_worth_inverts_the_law(tmp_path):
+    """Losses made of chosen factors, which no k ln P + 1 gives, are read back."""
+    factors = {1: 1.0, 2: 1.5, 4: 1.6}
+    single = 2.4 - PILE.E
+    write_sweep(tmp_path, loss=lambda P, seed: PILE.E + single * factors[P] ** -PILE.alpha)
+    law = sweep_of(tmp_path).law
+    for P, factor in factors.items():
+        low, high = law.measured_documents(P)
+        assert law.measured(P) == pytest.approx(factor, rel=1e-9)
+        assert low <= factor <= high
+    documents, residuals = law.k_documents, law.fit.intervals["k"]
+    assert residuals[1] - residuals[0] > documents[1] - documents[0]
+    assert law.k_widest == (residuals, "residuals")
+    assert law.worth_interval(4) == pytest.approx([1 + k * math.log(4) for k in residuals])
 
 
 # --- several sweeps ---
@@ -306,6 +400,14 @@ def test_measured_and_predicted_price(tmp_path):
     assert 3 < four.flops_per_token / one.flops_per_token < 4
     assert four.inference.memory.total > one.inference.memory.total
     assert (one.unpredicted, four.unpredicted) == (None, None)
+
+
+def test_time_per_token_is_the_median_of_the_records(tmp_path):
+    write_run(tmp_path / "P1", 1)
+    path = tmp_path / "P1" / "metrics.jsonl"
+    slow = path.read_text().replace('"tokens_per_second": 900.0', '"tokens_per_second": 47.0', 1)
+    path.write_text(slow)
+    assert sweep_of(tmp_path).prices[0].tokens_per_second == 900
 
 
 def test_without_sizes_there_is_no_prediction(tmp_path):

@@ -344,6 +344,28 @@ def test_streams_at_fixed_size_refuse_impossible_assumptions(E, alpha, message):
         fit_streams(table, E, alpha)
 
 
+def test_streams_at_fixed_size_find_a_k_close_to_the_end_of_its_domain():
+    table = LossTable("steep", np.full(3, 1e8), np.array([1.0, 2, 4]), np.array([2.396, 2.381, 5]))
+    fitted = fit_streams(table, E=1.288766, alpha=0.196333)
+    k = np.linspace(-0.72134, 2, 200_001)[1:, None]
+    term = -0.196333 * np.log1p(k * np.log(table.P))
+
+    def objective(single):
+        return np.sum(np.log((1.288766 + (single - 1.288766) * np.exp(term)) / table.loss) ** 2, axis=1)
+
+    best = min((objective(single).min(), k[objective(single).argmin(), 0]) for single in np.linspace(2.2, 2.6, 41))
+    assert fitted.k == pytest.approx(best[1], abs=2e-3)
+    assert np.sum(np.log(fitted.predict(table.P) / table.loss) ** 2) <= best[0]
+
+
+@pytest.mark.parametrize("size", [1e-7, 1.5])
+def test_an_impossible_size_does_not_settle(size):
+    table = TABLES["Pile"]
+    spoiled = LossTable("spoiled", np.where(np.arange(24) == 3, size, table.N), table.P, table.loss)
+    with pytest.raises(ValueError, match="does not settle on spoiled"):
+        report(spoiled, 10)
+
+
 def test_streams_at_fixed_size_refuse_other_tables():
     with pytest.raises(ValueError, match="4 model sizes"):
         fit_streams(table_of(logarithmic(1.2, 2e8, 0.4, 0.3)), E=0.5, alpha=0.2)

@@ -277,9 +277,10 @@ def test_failed_lines_stand_on_top_in_every_form(tmp_path):
     failed = {check["key"] for check in data["checks"] if check["status"] == "failed"}
     assert failed == {"equal_tokens", "equal_configuration"}
     assert "P = 2 and P = 1 are not compared: 10,240 against 5,000 tokens" not in top
-    # The difference is refused, not shown with a warning.
-    assert "P = 2 and P = 1 are not compared: 5,000 against 10,240 tokens" in page_of(files).text
-    assert data["differences"][0]["difference"] is None
+    # The run is left out, not averaged in with a warning.
+    assert "P2_seed2 (5,000 against 10,240 tokens; other training.learning_rate)" in page_of(files).text
+    assert data["streams"][1]["runs"] == ["P2_seed1", "P2_seed3"]
+    assert [item["run"] for item in data["left_out"]] == ["P2_seed2"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -298,7 +299,7 @@ def test_no_difference_shown_is_said_in_these_words(tmp_path):
         assert "no difference shown" in text
     text = page_of(files).text
     assert "Between P = 2 and P = 1 no difference is shown: −0.0000 nats per token" in text
-    assert "But no difference in loss is shown there, so it may as well be worth nothing." in text
+    assert "What P = 2 streams are worth in parameters is not stated: no difference in loss is shown" in text
 
 
 @pytest.mark.usefixtures("undrawn")

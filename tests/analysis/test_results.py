@@ -73,7 +73,59 @@ def rewrite(path, change):
     path.write_text(json.dumps(content))
 
 
+def edit(name, change):
+    """Damages the last record of a file."""
+
+    def damage(run):
+        *lines, last = (run / name).read_text().splitlines()
+        record = json.loads(last)
+        change(record)
+        (run / name).write_text("\n".join([*lines, json.dumps(record)]) + "\n")
+
+    return damage
+
+
+def halve(name):
+    def damage(run):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (run / name).write_text("".join(lines[: len(lines) // 2]))
+
+    return damage
+
+
 FAULTS = {
+    "empty config.yaml": (lambda run: (run / "config.yaml").write_text(""), "config.yaml: is empty"),
+    "null loss": (edit("metrics.jsonl", lambda r: r.update(validation_loss=None)), "validation_loss is None"),
+    "loss in words": (edit("metrics.jsonl", lambda r: r.update(loss="2.3")), "step 20 cannot be used: loss is '2.3'"),
+    "loss that is NaN": (edit("metrics.jsonl", lambda r: r.update(loss=float("nan"))), "loss is nan"),
+    "no speed": (edit("metrics.jsonl", lambda r: r.update(tokens_per_second=0.0)), "tokens_per_second is 0.0"),
+    "one weight too few": (
+        edit("streams.jsonl", lambda r: r["mean_weight"].pop()),
+        "the streams record of step 20 is of 1 streams, not of 2",
+    ),
+    "weight that is NaN": (
+        edit("streams.jsonl", lambda r: r.update(mean_weight=[float("nan"), 0.5])),
+        "mean_weight.0 is nan",
+    ),
+    "shard without bytes": (
+        edit("provenance.jsonl", lambda r: r["shards"][0].pop("byte_end")),
+        "shards.0.byte_end is missing",
+    ),
+    "result without speed": (
+        lambda run: rewrite(run / "result.json", lambda result: result.update(tokens_per_second=0.0)),
+        "tokens_per_second is 0.0",
+    ),
+    "result without memory": (
+        lambda run: rewrite(run / "result.json", lambda result: result.update(peak_memory_bytes=0)),
+        "peak_memory_bytes is 0",
+    ),
+    "half the metrics": (halve("metrics.jsonl"), "its metrics end at step 10, its result is of step 20"),
+    "no metrics": (lambda run: (run / "metrics.jsonl").unlink(), "its metrics end at step 0"),
+    "half the provenance": (
+        halve("provenance.jsonl"),
+        "its provenance ends at 5,120 tokens, its result is of 10,240",
+    ),
+    "no provenance": (lambda run: (run / "provenance.jsonl").unlink(), "its provenance ends at 0 tokens"),
     "config.yaml": (lambda run: (run / "config.yaml").write_text("parscale: {Q: 3}"), "unknown key 'parscale.Q'"),
     "no meta": (lambda run: (run / "meta.json").unlink(), "cannot be read"),
     "torn result": (lambda run: (run / "result.json").write_text('{"P": 1'), "no valid JSON"),
@@ -96,15 +148,15 @@ FAULTS = {
     "broken record": (lambda run: (run / "metrics.jsonl").write_text("{}\n"), "is no record with a step"),
     "no tokens": (
         lambda run: (run / "streams.jsonl").write_text('{"step": 5}\n'),
-        "step 5 does not say how many tokens",
+        "the streams record of step 5 cannot be used: tokens is missing",
     ),
     "no weights": (
         lambda run: (run / "streams.jsonl").write_text('{"step": 5, "tokens": 9}\n'),
-        "a record of step 5 has no argmax_share, cosine_similarity",
+        "the streams record of step 5 cannot be used: mean_weight is missing; argmax_share is missing",
     ),
     "no hash": (
         lambda run: (run / "provenance.jsonl").write_text('{"step": 5, "tokens": 9, "shards": []}\n'),
-        "a record of step 5 has no sha256",
+        "the provenance record of step 5 cannot be used: sha256 is missing",
     ),
     "no documents": (lambda run: (run / "validation_documents.npz").unlink(), "losses by document are missing"),
     "torn documents": (lambda run: (run / "validation_documents.npz").write_bytes(b"PK\x03"), "cannot be read"),

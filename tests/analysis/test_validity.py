@@ -196,7 +196,27 @@ def test_a_resumed_run_with_another_library_is_told_apart(good):
 def test_streams_without_statistics_are_not_known_to_be_healthy(good):
     (good / "P4_seed1" / "streams.jsonl").unlink()
     check = checks_of(good)["not_collapsed"]
-    assert (check.status, check.detail) == ("unknown", "no stream statistics in P4_seed1")
+    assert (check.status, check.detail) == ("unknown", "no stream statistics at the end of P4_seed1")
+
+
+def test_streams_whose_records_stop_early_are_not_known_to_be_healthy(good):
+    path = good / "P4_seed1" / "streams.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert checks_of(good)["not_collapsed"].status == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("speeds", "status"),
+    [([50, 900, 910, 905], "failed"), ([47, 120, 208, 60], "failed"), ([880, 900, 910, 905], "passed")],
+)
+def test_a_speed_that_varies_within_a_run(good, speeds, status):
+    path = good / "P4_seed1" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = [record for record in records if "tokens_per_second" in record]
+    for record, speed in zip(timed, speeds, strict=True):
+        record["tokens_per_second"] = float(speed)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert checks_of(good)["steady_speed"].status == status
 
 
 def test_a_recovered_collapse_is_noted(good):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from parcontrol.analysis.statistics import (
 )
 from parcontrol.analysis.validity import (
     Check,
+    belonging,
     check_sweep,
     mean_loss,
     same_documents,
@@ -53,6 +54,7 @@ from parcontrol.analysis.validity import (
 # The corpora whose published E and alpha L(P) borrows, the one that the project trains on first.
 CORPORA = ("Pile", "Stack-V2-Python")
 _LAW_RESAMPLES = 1000
+JOINT_SIZES = 3
 # Nats by which a loss is moved to see how the fit follows.
 _NUDGE = 1e-4
 _BAND_POINTS = 33
@@ -178,24 +180,41 @@ class StreamLaw:
 
     `k_documents` is k's interval over documents; `band` maps values of P to the interval of
     L(P) - L(1) over documents. Both are propagated from the resampled losses to first order: the
-    fit is smooth in its losses, and documents move them by parts in a thousand.
+    fit is smooth in its losses, and documents move them by parts in a thousand. `measured_worth` inverts
+    the law at the measured loss of each P, starting from that of the first, with its interval over documents.
     """
 
     corpus: str
     fit: StreamFit
     k_documents: Interval | None
     band: dict[float, Interval] | None
+    measured_worth: dict[int, tuple[float | None, Interval | None]]
 
     def worth(self, P: int) -> float:
         """Factor on the parameters that P streams are worth."""
         return self.fit.parameter_factor(P)
 
-    def worth_documents(self, P: int) -> Interval | None:
-        """Its interval over documents."""
-        if self.k_documents is None:
+    @property
+    def k_widest(self) -> tuple[Interval, str] | None:
+        """The wider of k's intervals over documents and over residuals, and which it is."""
+        residuals = None if self.fit.intervals is None else self.fit.intervals["k"]
+        known = [(ends, over) for ends, over in ((self.k_documents, "documents"), (residuals, "residuals")) if ends]
+        return max(known, key=lambda pair: pair[0][1] - pair[0][0], default=None)
+
+    def worth_interval(self, P: int) -> Interval | None:
+        """Interval of that factor, from the widest of k."""
+        if self.k_widest is None:
             return None
-        low, high = (1 + k * math.log(P) for k in self.k_documents)
+        low, high = (1 + k * math.log(P) for k in self.k_widest[0])
         return low, high
+
+    def measured(self, P: int) -> float | None:
+        """Factor at which the law gives the measured loss; None where no factor does."""
+        return self.measured_worth[P][0]
+
+    def measured_documents(self, P: int) -> Interval | None:
+        """Its interval over documents."""
+        return self.measured_worth[P][1]
 
     def paper(self, P: int) -> float:
         """The published factor on the same corpus."""
@@ -221,7 +240,7 @@ class Price:
     """What training at one P took, beside what the cost model predicts; means over the runs.
 
     Attributes:
-        tokens_per_second: Tokens trained on per second spent in steps.
+        tokens_per_second: Tokens trained on per second spent in steps: the median of a run's records.
         peak_memory_bytes: The most that a run took, device memory or (on a CPU) main memory.
         flops_per_token: Predicted, of one forward pass over a training sequence.
         inference: Predicted memory and latency of generating 64 tokens after 64, batch 1, bf16.
@@ -254,9 +273,15 @@ class Price:
 
 @dataclass(frozen=True)
 class SweepFindings:
-    """What one sweep shows."""
+    """What one sweep shows.
+
+    `compared` holds the finished runs that belong together, which all numbers are made of; `left_out`
+    says why each other finished run does not.
+    """
 
     sweep: Sweep
+    compared: Sweep
+    left_out: dict[Run, str]
     checks: list[Check]
     streams: list[StreamSummary]
     differences: list[Difference]
@@ -274,6 +299,7 @@ class SweepFindings:
             "checks": [asdict(check) for check in self.checks],
             "runs": [run_as_dict(run) for run in self.sweep.runs],
             "broken_runs": [{"run": run.name, "problem": run.problem} for run in self.sweep.broken],
+            "left_out": [{"run": run.name, "reason": reason} for run, reason in self.left_out.items()],
             "streams": [summary.as_dict() for summary in self.streams],
             "differences": [difference.as_dict() for difference in (*self.differences, *self.steps)],
             "laws": [law.as_dict() | {"worth": self._worth(law)} for law in self.laws],
@@ -284,19 +310,33 @@ class SweepFindings:
 
     def _worth(self, law: StreamLaw) -> list[dict[str, Any]]:
         return [
-            {"P": P, "factor": law.worth(P), "interval_documents": law.worth_documents(P), "paper": law.paper(P)}
-            for P in self.sweep.streams
+            {
+                "P": P,
+                "factor": law.worth(P),
+                "interval": law.worth_interval(P),
+                "interval_of": None if law.k_widest is None else law.k_widest[1],
+                "measured": law.measured(P),
+                "measured_interval_documents": law.measured_documents(P),
+                "paper": law.paper(P),
+            }
+            for P in self.compared.streams
         ]
 
     @property
     def reference(self) -> StreamSummary | None:
-        """The smallest P, which the others are compared with."""
+        """The smallest P that belongs, which the others are compared with."""
         return self.streams[0] if self.streams else None
 
     @property
     def law(self) -> StreamLaw | None:
         """The fit that the report speaks of first."""
         return self.laws[0] if self.laws else None
+
+    @property
+    def shown(self) -> set[int]:
+        """The values of P whose loss differs from that of the first P."""
+        names = {difference.compared for difference in self.differences if difference.shown}
+        return {P for P in self.compared.streams if f"P = {P}" in names}
 
     @property
     def faults(self) -> list[Check]:
@@ -334,11 +374,16 @@ def run_as_dict(run: Run) -> dict[str, Any]:
 
 def analyse(results: Results) -> Findings:
     """Computes everything that a report on `results` says."""
-    samples = DocumentSamples([run for sweep in results.sweeps for run in sweep.finished])
-    joint, refused = _joint_law(results)
+    parts = [belonging(sweep.finished) for sweep in results.sweeps]
+    compared = [replace(sweep, runs=kept, broken=()) for sweep, (kept, _) in zip(results.sweeps, parts, strict=True)]
+    samples = DocumentSamples([run for sweep in compared for run in sweep.runs])
+    joint, refused = _joint_law(compared)
     return Findings(
-        [_analyse_sweep(sweep, samples) for sweep in results.sweeps],
-        _between_sweeps(results, samples),
+        [
+            _analyse_sweep(sweep, kept, left_out, samples)
+            for sweep, kept, (_, left_out) in zip(results.sweeps, compared, parts, strict=True)
+        ],
+        _between_sweeps(compared, samples),
         joint,
         refused,
     )
@@ -350,31 +395,44 @@ def non_embedding_parameters(run: Run) -> int | None:
     None where the final checkpoint does not say how large its embeddings are.
     """
     config = run.model_config
-    if config is None or not {"tie_word_embeddings", "vocab_size", "hidden_size"} <= config.keys():
+    if config is None:
         return None
-    tables = 1 if config["tie_word_embeddings"] else 2
-    return run.outcome.parameters_total - tables * config["vocab_size"] * config["hidden_size"]
+    tied, vocabulary, hidden = map(config.get, ("tie_word_embeddings", "vocab_size", "hidden_size"))
+    if not (isinstance(tied, bool) and isinstance(vocabulary, int) and isinstance(hidden, int)):
+        return None
+    return run.outcome.parameters_total - (1 if tied else 2) * vocabulary * hidden
 
 
-def _analyse_sweep(sweep: Sweep, samples: DocumentSamples) -> SweepFindings:
-    first, later = sweep.streams[:1], sweep.streams[1:]
-    differences = [_stream_difference(sweep, P, first[0], samples) for P in later]
-    refused = next((difference.refused for difference in differences if difference.refused), None)
-    if refused is None:
-        laws, unfitted = _stream_laws(sweep, samples)
+def _analyse_sweep(sweep: Sweep, compared: Sweep, left_out: dict[Run, str], samples: DocumentSamples) -> SweepFindings:
+    first, later = compared.streams[:1], compared.streams[1:]
+    differences = {P: _stream_difference(compared, P, first[0], samples) for P in later}
+    if first:
+        absent = set(sweep.streams) - set(compared.streams)
+        differences |= {P: _refused_difference(P, first[0], left_out) for P in absent}
+    no_pair = next((item.refused for P, item in sorted(differences.items()) if item.refused and P in later), None)
+    if no_pair is None:
+        laws, unfitted = _stream_laws(compared, samples)
     else:
-        laws, unfitted = [], f"the runs cannot be compared ({refused})"
+        laws, unfitted = [], f"the runs cannot be compared ({no_pair})"
     return SweepFindings(
         sweep,
+        compared,
+        left_out,
         check_sweep(sweep),
-        [_summary(sweep, P, samples) for P in sweep.streams],
-        differences,
-        [_stream_difference(sweep, b, a, samples) for a, b in pairwise(later)],
+        [_summary(compared, P, samples) for P in compared.streams],
+        [difference for _, difference in sorted(differences.items())],
+        [_stream_difference(compared, b, a, samples) for a, b in pairwise(later)],
         laws,
         unfitted,
-        [_price(P, sweep.at(P)) for P in sweep.streams],
-        non_embedding_parameters(sweep.finished[0]) if sweep.finished else None,
+        [_price(P, compared.at(P)) for P in compared.streams],
+        non_embedding_parameters(compared.runs[0]) if compared.runs else None,
     )
+
+
+def _refused_difference(P: int, reference: int, left_out: dict[Run, str]) -> Difference:
+    """The place of a difference at a P none of whose runs belongs to the comparison."""
+    reasons = dict.fromkeys(reason for run, reason in left_out.items() if run.P == P)
+    return Difference(f"P = {P}", f"P = {reference}", None, None, None, 0, "; ".join(reasons))
 
 
 def _summary(sweep: Sweep, P: int, samples: DocumentSamples) -> StreamSummary:
@@ -403,11 +461,11 @@ def _stream_difference(sweep: Sweep, P: int, reference: int, samples: DocumentSa
     return _paired_difference(*names, sweep.at(P), sweep.at(reference), samples, why_incomparable)
 
 
-def _between_sweeps(results: Results, samples: DocumentSamples) -> list[Difference]:
+def _between_sweeps(sweeps: Sequence[Sweep], samples: DocumentSamples) -> list[Difference]:
     def why(a: Run, b: Run) -> str | None:
         return None if same_documents(a, b) else "other validation documents"
 
-    first, *others = results.sweeps
+    first, *others = sweeps
     return [
         _paired_difference(f"{other.name}, P = {P}", f"{first.name}, P = {P}", other.at(P), first.at(P), samples, why)
         for other in others
@@ -466,18 +524,49 @@ def _stream_laws(sweep: Sweep, samples: DocumentSamples) -> tuple[list[StreamLaw
     laws, refusals = [], []
     for corpus in CORPORA:
         try:
-            laws.append(_stream_law(corpus, table, [samples.of(run) for run in runs]))
+            draws = [samples.of(run) for run in runs]
+            laws.append(_stream_law(corpus, table, draws, _mean_losses(sweep, samples)))
         except ValueError as error:
             refusals.append(f"with E and alpha of {corpus}: {error}")
     return laws, "; ".join(refusals) or None
 
 
-def _stream_law(corpus: str, table: LossTable, draws: Sequence[Array | None]) -> StreamLaw:
+_Losses = dict[int, tuple[float, Array | None]]
+
+
+def _mean_losses(sweep: Sweep, samples: DocumentSamples) -> _Losses:
+    """Loss at each P, and its resamples over documents."""
+    return {P: (mean_loss(runs), _mean(map(samples.of, runs))) for P in sweep.streams if (runs := sweep.at(P))}
+
+
+def _measured_worth(fitted: StreamFit, losses: _Losses) -> dict[int, tuple[float | None, Interval | None]]:
+    first = min(losses)
+    start, start_draws = losses[first]
+
+    def factor(loss: Any, single: Any) -> Any:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.divide(np.subtract(single, fitted.E), np.subtract(loss, fitted.E))
+            return fitted.parameter_factor(first) * ratio ** (1 / fitted.alpha)
+
+    worth: dict[int, tuple[float | None, Interval | None]] = {}
+    for P, (loss, draws) in losses.items():
+        value = float(factor(loss, start))
+        spread = None if draws is None or start_draws is None else factor(draws, start_draws)
+        usable = spread is not None and bool(np.isfinite(spread).all())
+        worth[P] = (
+            value if math.isfinite(value) else None,
+            percentile_interval(spread) if spread is not None and usable else None,
+        )
+    return worth
+
+
+def _stream_law(corpus: str, table: LossTable, draws: Sequence[Array | None], losses: _Losses) -> StreamLaw:
     law = published.LAWS[corpus]
     fitted = fit_streams(table, law.E, law.alpha, _LAW_RESAMPLES)
+    measured = _measured_worth(fitted, losses)
     columns = [column for column in draws if column is not None]
     if len(columns) < len(draws):
-        return StreamLaw(corpus, fitted, None, None)
+        return StreamLaw(corpus, fitted, None, None, measured)
     # First order: k and L(1) follow the losses along their derivatives, by central differences.
     moved = np.stack(columns, axis=1) - table.loss
     up, down = ([_refit(table, law, row, side * _NUDGE) for row in range(len(table))] for side in (1, -1))
@@ -489,7 +578,7 @@ def _stream_law(corpus: str, table: LossTable, draws: Sequence[Array | None]) ->
     if (worth > 0).all():
         change = (single - law.E)[:, None] * (worth**-law.alpha - 1)
         band = {float(P): percentile_interval(change[:, i]) for i, P in enumerate(grid)}
-    return StreamLaw(corpus, fitted, percentile_interval(k), band)
+    return StreamLaw(corpus, fitted, percentile_interval(k), band, measured)
 
 
 def _refit(table: LossTable, law: published.PublishedLaw, row: int, nudge: float) -> tuple[float, float]:
@@ -499,10 +588,10 @@ def _refit(table: LossTable, law: published.PublishedLaw, row: int, nudge: float
     return fitted.single_stream_loss, fitted.k
 
 
-def _joint_law(results: Results) -> tuple[LawReport | None, str | None]:
-    """Fits L(N, P) over the backbones of all sweeps, or says why not."""
-    runs = [run for sweep in results.sweeps for run in sweep.finished]
-    if len(results.sweeps) < 2:
+def _joint_law(sweeps: Sequence[Sweep]) -> tuple[LawReport | None, str | None]:
+    """Fits L(N, P) over the backbones of all sweeps, through the runs that belong, or says why not."""
+    runs = [run for sweep in sweeps for run in sweep.runs]
+    if len(sweeps) < 2:
         return None, None
     if not runs:
         return None, "no run is finished"
@@ -510,9 +599,19 @@ def _joint_law(results: Results) -> tuple[LawReport | None, str | None]:
         return None, "the sweeps were validated on other documents, or with another tokenizer"
     if len({run.outcome.tokens for run in runs}) > 1:
         return None, "the runs trained on other numbers of tokens"
+    if len({run.outcome.data_sha256 for run in runs}) > 1:
+        return None, "the runs trained on other data"
+    if len({run.outcome.mode for run in runs}) > 1:
+        return None, "in some sweeps prefixes and aggregator train alone, in others every parameter"
     sizes = [non_embedding_parameters(run) for run in runs]
     if None in sizes:
         return None, f"{runs[sizes.index(None)].name} has no final checkpoint that says its size"
+    # Counted at each sweep's first P: of a very small backbone the aggregator makes a new size with every P.
+    backbones = [size for sweep in sweeps for run in sweep.runs[:1] if (size := non_embedding_parameters(run))]
+    ones = np.ones(len(backbones))
+    count = LossTable("backbones", np.array(backbones, float), ones, ones).sizes
+    if count < JOINT_SIZES:
+        return None, f"it needs at least {JOINT_SIZES} model sizes, and the sweeps have {count}"
     table = LossTable(
         "all sweeps",
         np.array(sizes, float),
@@ -530,7 +629,7 @@ def _price(P: int, runs: tuple[Run, ...]) -> Price:
     return Price(
         P,
         runs,
-        tokens_per_second=fmean(run.outcome.tokens_per_second for run in runs),
+        tokens_per_second=fmean(map(_median_speed, runs)),
         training_seconds=fmean(run.outcome.training_seconds for run in runs),
         data_wait_fraction=fmean(run.outcome.data_wait_fraction for run in runs),
         peak_memory_bytes=fmean(run.outcome.peak_memory_bytes for run in runs),
@@ -538,6 +637,12 @@ def _price(P: int, runs: tuple[Run, ...]) -> Price:
         inference=inference,
         unpredicted=reason,
     )
+
+
+def _median_speed(run: Run) -> float:
+    """Median over the records of a run, which other load on the machine for a while does not move."""
+    speeds = run.series("tokens_per_second")[1]
+    return median(speeds) if speeds else run.outcome.tokens_per_second
 
 
 def _predictions(runs: tuple[Run, ...]) -> tuple[float | None, Cost | None, str | None]:

@@ -162,7 +162,8 @@ def fit(table: LossTable, law: Law = LOGARITHMIC, delta: float = HUBER_DELTA) ->
     problem = _Problem.of(table, law, delta)
     theta, objective, settled = _solve(problem, _starts(table, law), np.log(table.loss))
     best = int(np.nanargmin(objective))
-    if not settled[best]:
+    values = _values_of(theta[best : best + 1], problem.centre)
+    if not settled[best] or not np.isfinite(values).all() or (values[:, [0, 1, 3]] <= 0).any():
         raise ValueError(f"the {law.name} law does not settle on {table.name}; its losses do not follow such a law")
     return _fit_of(problem, theta[best], float(objective[best]), table)
 
@@ -247,7 +248,7 @@ def fit_streams(table: LossTable, E: float, alpha: float, resamples: int = 1000,
 
     Raises:
         ValueError: there are fewer than two values of P, the table mixes model sizes, or E is not
-            below all losses.
+            below all losses; or the fit does not settle.
     """
     table.require(rows=2, sizes=1, streams=2)
     if table.sizes > 1:
@@ -261,11 +262,16 @@ def fit_streams(table: LossTable, E: float, alpha: float, resamples: int = 1000,
         np.zeros(len(table)), table.P, LOGARITHMIC, math.inf, 0.0, free=np.array([False, True, False, True])
     )
     smallest = table.loss[np.argmin(table.P)]
-    start = np.array([math.log(E), math.log(smallest - E), math.log(alpha), 0.1])
+    # k > -1 / ln P everywhere; one start is close to that end.
+    ks = np.array([-0.9 / math.log(table.P.max()), 0.0, 0.1, 1.0, 10.0])
+    starts = np.tile([math.log(E), math.log(smallest - E), math.log(alpha), 0.0], (len(ks), 1))
+    starts[:, 3] = ks
     log_loss = np.log(table.loss)
-    theta, _, settled = _solve(problem, start[None], log_loss)
-    if not settled[0]:
-        raise ValueError(f"L(P) does not settle on {table.name}")
+    found, objective, settled = _solve(problem, starts, log_loss)
+    best = int(np.argmin(objective))
+    if not settled[best]:
+        raise ValueError(f"L(P) does not settle on {table.name}; its losses do not follow such a law")
+    theta = found[best : best + 1]
     spare = len(table) - 2
     intervals = None
     if spare > 0:
@@ -350,11 +356,15 @@ def _solve(
             trial_objective = problem.objective(trial_predicted - target, used)
             better = trial_objective <= objective[active]
             gained = better & (objective[active] - trial_objective > _LITTLE * objective[active])
-            idle[active] = np.where(gained, 0, idle[active] + 1)
+            # A step out of the domain says nothing about having arrived: it is tried again, shorter.
+            outside = ~np.isfinite(trial_objective)
+            idle[active] = np.where(gained, 0, np.where(outside, idle[active], idle[active] + 1))
             taken = active[better]
             theta[taken], objective[taken] = trial[better], trial_objective[better]
             predicted[taken], derivatives[taken] = trial_predicted[better], trial_derivatives[better]
-            damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4)
+            damping[active] = np.where(
+                better, np.maximum(damping[active] / 5, 1e-12), np.minimum(damping[active] * 4, 1e12)
+            )
             active = active[idle[active] < _PATIENCE]
             if not len(active):
                 break
@@ -367,10 +377,14 @@ def _step(problem: _Problem, residuals: Array, derivatives: Array, weights: Arra
     gradient = np.einsum("sn,snp->sp", reweighted * residuals, derivatives)
     curvature = np.einsum("sn,snp,snq->spq", reweighted, derivatives, derivatives)
     scale = np.einsum("sn,snp->sp", weights, derivatives**2)
-    # A parameter without influence (or fixed) gets a unit diagonal, hence no step.
-    diagonal = np.where(scale > 0, damping[:, None] * scale, 1.0)
-    system = curvature + diagonal[:, :, None] * np.eye(PARAMETER_COUNT)
-    return -np.linalg.solve(system, gradient[:, :, None])[:, :, 0]
+    # In units of each parameter's influence the system cannot be singular. A parameter without influence
+    # (or fixed) gets a unit diagonal, hence no step.
+    size_of_unit = np.sqrt(scale)
+    known = size_of_unit > np.sqrt(np.finfo(float).tiny)
+    unit = np.where(known, 1 / np.where(known, size_of_unit, 1.0), 0.0)
+    diagonal = np.where(known, damping[:, None], 1.0)
+    system = unit[:, :, None] * curvature * unit[:, None, :] + diagonal[:, :, None] * np.eye(PARAMETER_COUNT)
+    return -unit * np.linalg.solve(system, (unit * gradient)[:, :, None])[:, :, 0]
 
 
 def _starts(table: LossTable, law: Law) -> Array:
@@ -394,7 +408,7 @@ def _values_of(theta: Array, centre: float) -> Array:
     """(E, A, stream, alpha) [S, 4] from the solver's parameters [S, 4]."""
     alpha = np.exp(theta[:, 2])
     # As alpha goes to zero, A goes to infinity; a resample may get there.
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         A = np.exp(centre + theta[:, 1] / alpha)
     return np.stack([np.exp(theta[:, 0]), A, theta[:, 3], alpha], axis=1)
 

@@ -141,17 +141,23 @@ def _subtitle(findings: Findings) -> str:
 
 def _summary(found: SweepFindings) -> list[str]:
     if not found.streams:
-        return ["No run is finished: there is nothing to compare yet."]
-    texts = [_what_ran(found), _what_differs(found), _against_backbone(found), _what_it_costs(found)]
+        return [_left_out_words(found) or "No run is finished: there is nothing to compare yet."]
+    texts = [
+        _what_ran(found),
+        _what_differs(found),
+        _left_out_words(found),
+        _against_backbone(found),
+        _what_it_costs(found),
+    ]
     texts += [_what_it_is_worth(found), _how_sure(found)]
     return [text for text in texts if text]
 
 
 def _summary_of_several(findings: Findings) -> list[str]:
     texts = [
-        f"{found.sweep.name}: {_what_ran(found)} {_what_differs(found)}"
+        " ".join(filter(None, (f"{found.sweep.name}:", _what_ran(found), _what_differs(found), _left_out_words(found))))
         if found.streams
-        else f"{found.sweep.name}: no run is finished."
+        else f"{found.sweep.name}: {_left_out_words(found) or 'no run is finished.'}"
         for found in findings.sweeps
     ]
     last = {difference.compared.rpartition(", ")[0]: difference for difference in findings.between}
@@ -180,7 +186,7 @@ def _paper_worth(P: int) -> str:
 
 
 def _what_ran(found: SweepFindings) -> str:
-    runs = found.sweep.finished
+    runs = found.compared.finished
     tokens = sorted({run.outcome.tokens for run in runs})
     budget = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
     modes = sorted({run.outcome.mode for run in runs})
@@ -188,15 +194,22 @@ def _what_ran(found: SweepFindings) -> str:
     how = _and([trained[mode] for mode in modes])
     models = _and(dict.fromkeys(map(_short_model, runs)))
     each = " each" if len(runs) > 1 else ""
-    text = f"{models} trained with P = {_and(found.sweep.streams)} on {budget} tokens{each}; {how}."
+    text = f"{models} trained with P = {_and(found.compared.streams)} on {budget} tokens{each}; {how}."
     open_runs = len(found.sweep.unfinished) + len(found.sweep.broken)
     if open_runs:
         text += f" {open_runs} more {'run is' if open_runs == 1 else 'runs are'} not finished and left out."
     return text
 
 
+def _left_out_words(found: SweepFindings) -> str:
+    if not found.left_out:
+        return ""
+    reasons = "; ".join(f"{run.name} ({reason})" for run, reason in found.left_out.items())
+    return f"Left out of every comparison and fit: {reasons}."
+
+
 def _what_differs(found: SweepFindings) -> str:
-    if len(found.streams) == 1:
+    if len(found.streams) == 1 and not found.differences:
         only = found.streams[0]
         return f"It ends at a validation loss of {loss(only.loss)} nats per token. With one P there is no comparison."
     return " ".join(map(_difference_sentence, found.differences))
@@ -219,7 +232,7 @@ def _difference_sentence(difference: Difference) -> str:
 
 
 def _against_backbone(found: SweepFindings) -> str:
-    backbones = {run.outcome.backbone_validation_loss for run in found.sweep.finished}
+    backbones = {run.outcome.backbone_validation_loss for run in found.compared.finished}
     gains = [
         f"{signed(gain.value)} at P = {summary.P}{'' if gain.shown else ' (no difference shown)'}"
         for summary in found.streams
@@ -247,18 +260,21 @@ def _what_it_is_worth(found: SweepFindings) -> str:
     law = found.law
     if law is None:
         return f"No law L(P) is fitted: {found.unfitted}." if len(found.streams) > 1 else ""
-    P = found.sweep.streams[-1]
-    ends = law.worth_documents(P)
-    doubt = f" ({PERCENT} interval over documents {_worths(ends)})" if ends else ""
-    text = f"By the fitted law, P = {P} streams are worth {worth(law.worth(P))} the parameters here{doubt}"
+    P = found.compared.streams[-1]
+    if P not in found.shown:
+        return (
+            f"What P = {P} streams are worth in parameters is not stated: no difference in loss is shown between "
+            f"P = {P} and P = {found.compared.streams[0]}."
+        )
+    text = f"By the fitted law, P = {P} streams are worth {worth(law.worth(P))} the parameters here"
+    if law.k_widest is not None:
+        text += f" ({PERCENT} interval over {law.k_widest[1]} {_worths(law.worth_interval(P))}, with E and α fixed)"
     if found.parameters is not None:
         text += f", that is {_parameters(law.worth(P) * found.parameters)} instead of {_parameters(found.parameters)}"
     text += "".join(f"; with E and α of {other.corpus}, {worth(other.worth(P))}" for other in found.laws[1:])
     text += f"; the paper's fits say {_paper_worth(P)}"
-    if all(run.outcome.mode == "peft" for run in found.sweep.finished):
+    if all(run.outcome.mode == "peft" for run in found.compared.finished):
         text += ", for models that were pretrained whole, which this is not"
-    if found.differences and not found.differences[-1].shown:
-        text += ". But no difference in loss is shown there, so it may as well be worth nothing"
     return text + "."
 
 
@@ -301,7 +317,7 @@ def _compared(findings: Findings, palette: Palette) -> Section:
 
 
 def _sweep_table(sweeps: Sequence[SweepFindings]) -> Table:
-    streams = sorted({P for found in sweeps for P in found.sweep.streams})
+    streams = sorted({P for found in sweeps for P in found.compared.streams})
     rows: list[list[str | Cell]] = []
     for found in sweeps:
         losses = {summary.P: loss(summary.loss) for summary in found.streams}
@@ -373,7 +389,7 @@ def _losses(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
         caption = "Final validation loss over P, on a logarithmic axis."
         if any(difference.documents for difference in found.differences):
             caption += (
-                f" Bars: {PERCENT} interval, over documents, of the difference from P = {found.sweep.streams[0]}"
+                f" Bars: {PERCENT} interval, over documents, of the difference from P = {found.compared.streams[0]}"
                 " (drawn around that loss)."
             )
         if found.law is not None:
@@ -438,7 +454,8 @@ def _worth_section(found: SweepFindings, palette: Palette, prefix: str) -> _Body
     paragraphs = [
         "The law L(P) = E + (L(1) − E)·(k ln P + 1)^(−α) says that P streams act like k ln P + 1 times the "
         "parameters. One model size cannot tell E and α, so they are taken from the paper's fits; how much k "
-        "depends on which is the difference between the rows below."
+        "depends on which is the difference between the rows below. Fitted: k ln P + 1, with the wider of its "
+        "intervals over documents and over residuals. Measured: the law inverted at the loss of that P alone."
     ]
     if found.unfitted:
         paragraphs.append(f"Not fitted {found.unfitted}.")
@@ -447,25 +464,39 @@ def _worth_section(found: SweepFindings, palette: Palette, prefix: str) -> _Body
     header += [f"{PERCENT} interval, residuals", "k in the paper"] if ends else ["k in the paper"]
     rows: list[list[str | Cell]] = [_law_row(law, bool(ends)) for law in found.laws]
     tables = [Table("The fitted law", header, rows)]
-    header = ["streams", "here", f"{PERCENT} interval, documents", "as many parameters as"]
+    over = "" if first.k_widest is None else f", {first.k_widest[1]}"
+    header = ["streams", "fitted", f"{PERCENT} interval{over}", "measured", f"{PERCENT} interval, documents"]
+    header.append("as many parameters as")
     header += [f"paper, {corpus}" for corpus in published.LAWS]
     rows = [
         [
             _stream_cell(P, palette),
             worth(first.worth(P)),
-            _worths(first.worth_documents(P)),
-            NONE if found.parameters is None else _parameters(first.worth(P) * found.parameters),
+            _worths(first.worth_interval(P)),
+            NONE if (measured := first.measured(P)) is None else worth(measured),
+            _worths(first.measured_documents(P)),
+            _as_many(found, first, P),
             *(worth(1 + math.log(P) * law.k) for law in published.LAWS.values()),
         ]
-        for P in found.sweep.streams
+        for P in found.compared.streams
     ]
     tables.append(Table(f"Worth in parameters (E and α from {first.corpus})", header, rows))
     alt = "Factor on the parameters that streams are worth: " + ", ".join(
-        f"{worth(first.worth(P))} at P = {P}" for P in found.sweep.streams
+        f"{worth(first.worth(P))} fitted at P = {P}" for P in found.compared.streams
     )
-    caption = f"Worth of P streams here, with its {PERCENT} interval over documents, and in the paper."
-    figure = report_plots.worth(first, found.sweep.streams, palette)
+    caption = (
+        f"Markers: worth measured at each P, with its {PERCENT} interval over documents. Line: the fitted law, with "
+        f"the wider {PERCENT} interval of k; dashed where nothing was measured."
+    )
+    figure = report_plots.worth(first, found.compared.streams, palette)
     return _Body(paragraphs, tables, [Plot(f"{prefix}worth", alt, caption, figure)])
+
+
+def _as_many(found: SweepFindings, law: StreamLaw, P: int) -> str:
+    """Parameters that P streams are worth, where a difference is shown."""
+    if found.parameters is None or P not in {found.compared.streams[0], *found.shown}:
+        return NONE
+    return _parameters(law.worth(P) * found.parameters)
 
 
 def _law_row(law: StreamLaw, residuals: bool) -> list[str | Cell]:
@@ -532,14 +563,14 @@ def _price(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
     first = found.prices[0]
     devices = dict.fromkeys(
         f"{process.device} ({process.device_name})"
-        for run in found.sweep.finished
+        for run in found.compared.finished
         if run.meta is not None
         for process in run.meta.processes
     )
     paragraphs = [
-        f"Measured in training on {_and(devices)}; runs that trained at the same time on one machine slowed each other "
-        "down. The predicted compute is that of a forward pass by the formulas of the cost model, to which a backward "
-        "pass adds nearly the same multiple at every P.",
+        f"Measured in training on {_and(devices)}, at the median of each run's records of speed; runs that trained at "
+        "the same time on one machine slowed each other down. The predicted compute is that of a forward pass by the "
+        "formulas of the cost model, to which a backward pass adds nearly the same multiple at every P.",
     ]
     header = [
         "streams",
@@ -692,7 +723,8 @@ def _method() -> Section:
         "They are taken one by one: among several, one may miss by chance.",
         "Intervals over seeds are Student's t intervals of differences paired by seed. They need several seeds; "
         "with one, nothing in this report says how much a second training run would differ.",
-        "The interval of k follows the resampled losses through the fit to first order. It holds E and α fixed.",
+        "The interval of k over documents follows the resampled losses through the fit to first order; that over "
+        "residuals resamples what the fit leaves. Both hold E and α fixed.",
     ]
     return Section("method", "How these numbers are made", 2, text)
 

@@ -130,7 +130,7 @@ def loss_over_streams(found: SweepFindings, palette: Palette) -> Figure:
     The frozen backbone is a line; where it lies far from the rest, the axis is broken between them.
     """
     backbone = _backbone_loss(found)
-    losses = [run.outcome.final_validation_loss for run in found.sweep.finished]
+    losses = [run.outcome.final_validation_loss for run in found.compared.finished]
     far = backbone is not None and _FAR * (max(losses) - min(losses)) < max(
         backbone - max(losses), min(losses) - backbone
     )
@@ -177,7 +177,7 @@ def _draw_losses(axes: Axes, found: SweepFindings, palette: Palette) -> None:
         low, high = np.array(list(law.band.values())).T + law.fit.single_stream_loss
         axes.fill_between(P, low, high, color=MUTED, alpha=0.18, linewidth=0)
     if law is not None:
-        P = np.geomspace(1, found.sweep.streams[-1], 100)
+        P = np.geomspace(1, found.compared.streams[-1], 100)
         axes.plot(P, law.fit.predict(P), color=MUTED, linewidth=1.4, label=f"fitted L(P), k = {law.fit.k:.3f}")
     intervals = {difference.compared: difference.documents for difference in found.differences}
     for summary in found.streams:
@@ -191,7 +191,7 @@ def _draw_losses(axes: Axes, found: SweepFindings, palette: Palette) -> None:
             axes.plot([summary.P] * len(seeds), seeds, "_", color=colour, markeredgecolor=colour, markersize=12)
         axes.plot(summary.P, summary.loss, palette.marker(summary.P), color=colour, zorder=5)
         axes.annotate(f"{summary.loss:.4f}", (summary.P, summary.loss), (9, 5), textcoords="offset points", fontsize=9)
-    _stream_axis(axes, found.sweep.streams)
+    _stream_axis(axes, found.compared.streams)
 
 
 def differences(found: SweepFindings, palette: Palette) -> Figure:
@@ -228,12 +228,19 @@ def worth(law: StreamLaw, streams: Sequence[int], palette: Palette) -> Figure:
     for (corpus, published), dashes in zip(LAWS.items(), ("--", ":"), strict=True):
         factor = 1 + published.k * np.log(P)
         axes.plot(P, factor, color=MUTED, linestyle=dashes, label=f"paper, {corpus}: k = {published.k:.3f}")
-    if law.k_documents is not None:
-        low, high = (1 + k * np.log(P) for k in law.k_documents)
+    if law.k_widest is not None:
+        low, high = (1 + k * np.log(P) for k in law.k_widest[0])
         axes.fill_between(P, low, high, color=MUTED, alpha=0.25, linewidth=0)
-    axes.plot(P, 1 + law.fit.k * np.log(P), color=TEXT, linewidth=1.8, label=f"here: k = {law.fit.k:.3f}")
+    inside, beyond = (np.geomspace(*ends, 100) for ends in ((1, max(streams)), (max(streams), largest)))
+    label = f"fitted here: k = {law.fit.k:.3f}"
+    axes.plot(inside, 1 + law.fit.k * np.log(inside), color=TEXT, linewidth=1.8, label=label)
+    axes.plot(beyond, 1 + law.fit.k * np.log(beyond), color=TEXT, linewidth=1.2, linestyle=(0, (5, 4)))
     for count in streams:
-        axes.plot(count, law.worth(count), palette.marker(count), color=palette.colour(count), zorder=5)
+        colour, value, interval = palette.colour(count), law.measured(count), law.measured_documents(count)
+        if interval is not None:
+            axes.plot([count] * 2, interval, color=colour, linewidth=2.2, solid_capstyle="butt", zorder=4)
+        if value is not None:
+            axes.plot(count, value, palette.marker(count), color=colour, zorder=5)
     _stream_axis(axes, sorted({*streams, *(2**i for i in range(int(math.log2(largest)) + 1))}))
     axes.set_ylabel("worth, times the parameters")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
@@ -349,13 +356,13 @@ def sweeps(found: Findings) -> Figure:
     drawn = [item for item in found.sweeps if item.streams]
     for item, colour, marker in zip(drawn, cycle(COLOURS[::-1]), cycle(MARKERS), strict=False):
         axes.plot(
-            item.sweep.streams,
+            item.compared.streams,
             [summary.loss for summary in item.streams],
             color=TEXT if colour == COLOURS[-1] else colour,
             marker=marker,
             label=item.sweep.name,
         )
-    _stream_axis(axes, sorted({P for item in drawn for P in item.sweep.streams}))
+    _stream_axis(axes, sorted({P for item in drawn for P in item.compared.streams}))
     axes.set_ylabel("final validation loss (nats per token)")
     axes.legend()
     return figure
@@ -387,5 +394,5 @@ def _draw_backbone(axes: Axes, loss: float) -> None:
 
 def _backbone_loss(found: SweepFindings) -> float | None:
     """The loss of the backbone alone, where all finished runs agree on it."""
-    losses = [run.outcome.backbone_validation_loss for run in found.sweep.finished]
+    losses = [run.outcome.backbone_validation_loss for run in found.compared.finished]
     return losses[0] if losses and max(losses) - min(losses) < SAME_BACKBONE else None

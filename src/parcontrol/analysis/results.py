@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -24,12 +25,7 @@ from parcontrol.runs import RunDirectory
 Record = dict[str, Any]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-
-# What the analysis takes out of the records of stream statistics and of provenance.
-_STREAM_KEYS = frozenset(
-    "mean_weight argmax_share entropy entropy_relative kl_uniform gini cosine_similarity mean_cosine_similarity".split()
-)
-_PROVENANCE_KEYS = frozenset({"shards", "sha256"})
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # How a sweep names its runs; such a directory is a run even before anything is in it.
 _RUN_NAME = re.compile(r"P\d+(_seed\d+)?")
@@ -58,9 +54,57 @@ class RunResult(_Contract):
     parameters_total: Count
     seconds: Finite
     training_seconds: Finite
-    tokens_per_second: Finite
+    tokens_per_second: Positive
     data_wait_fraction: Finite
-    peak_memory_bytes: Count
+    peak_memory_bytes: Annotated[int, Field(gt=0)]
+
+
+class _Record(_Contract):
+    """What every record says: where in the run it stands."""
+
+    step: Count
+    tokens: Count
+
+
+class MetricsRecord(_Record):
+    """A record of training or of a validation: any of these, none of them null."""
+
+    loss: Finite = 0.0
+    learning_rate: Finite = 0.0
+    grad_norm: Finite = 0.0
+    tokens_per_second: Positive = 1.0
+    validation_loss: Finite = 0.0
+    backbone_validation_loss: Finite = 0.0
+
+
+class StreamsRecord(_Record):
+    """Use of the streams, P of them."""
+
+    mean_weight: list[Finite]
+    argmax_share: list[Finite]
+    entropy: Finite
+    entropy_relative: Finite
+    kl_uniform: Finite
+    gini: Finite
+    cosine_similarity: list[list[Finite]]
+    mean_cosine_similarity: Finite
+
+
+class Shard(_Contract):
+    """How far one shard has been read."""
+
+    shard: str
+    byte_start: Count
+    byte_end: Count
+    documents: Count
+    tokens: Count
+
+
+class ProvenanceRecord(_Record):
+    """Where the tokens come from."""
+
+    shards: list[Shard]
+    sha256: str
 
 
 class GitState(_Contract):
@@ -313,30 +357,49 @@ def _read_run(path: Path) -> Run:
     directory = RunDirectory(path)
     config = directory.read_config()
     records = (directory.read_metrics(), directory.read_streams(), directory.read_provenance())
-    for kind, keys in zip(records, (frozenset(), _STREAM_KEYS, _PROVENANCE_KEYS), strict=True):
-        _check_records(kind, keys)
+    _check_records(records[0], MetricsRecord, "metrics")
+    _check_records(records[1], StreamsRecord, "streams")
+    _check_records(records[2], ProvenanceRecord, "provenance")
+    _check_stream_counts(records[1], config.parscale.P)
     if not directory.finished:
         meta = _meta(directory) if records[0] else None
         return Run(path.name, path, config, meta, *records, result=None, documents=None, model_config=None)
+    result = _checked(RunResult, directory.read_result, "its result")
+    _check_complete(result, records[0], records[2])
     return Run(
         path.name,
         path,
         config,
         _meta(directory),
         *records,
-        result=_checked(RunResult, directory.read_result, "its result"),
+        result=result,
         documents=_read_documents(directory.validation_documents_path),
         model_config=read_config(str(directory.final_dir)) if directory.final_dir.is_dir() else None,
     )
 
 
-def _check_records(records: list[Record], keys: frozenset[str]) -> None:
+def _check_records(records: list[Record], contract: type[BaseModel], kind: str) -> None:
     for record in records:
-        if type(record.get("tokens")) is not int:
-            raise ValueError(f"a record of step {record['step']} does not say how many tokens it stands at")
-        missing = keys - record.keys()
-        if missing:
-            raise ValueError(f"a record of step {record['step']} has no {', '.join(sorted(missing))}")
+        _checked(contract, partial(dict, record), f"the {kind} record of step {record['step']}")
+
+
+def _check_stream_counts(records: list[Record], P: int) -> None:
+    for record in records:
+        matrix = record["cosine_similarity"]
+        counts = {len(row) for row in (record["mean_weight"], record["argmax_share"], matrix, *matrix)}
+        if counts != {P}:
+            wrong = sorted(counts - {P})[0]
+            raise ValueError(f"the streams record of step {record['step']} is of {wrong} streams, not of {P}")
+
+
+def _check_complete(result: RunResult, metrics: list[Record], provenance: list[Record]) -> None:
+    """A finished run has a record of its last step, and says where all of its tokens come from."""
+    step = max((record["step"] for record in metrics), default=0)
+    if step != result.steps:
+        raise ValueError(f"its metrics end at step {step}, its result is of step {result.steps}")
+    tokens = provenance[-1]["tokens"] if provenance else 0
+    if tokens != result.tokens:
+        raise ValueError(f"its provenance ends at {tokens:,} tokens, its result is of {result.tokens:,}")
 
 
 def _meta(directory: RunDirectory) -> RunMeta:
@@ -377,6 +440,9 @@ def _check_documents(documents: Documents, name: str) -> None:
     shapes = [array.shape for array in (documents.tokens, documents.loss_sum, documents.backbone_loss_sum)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
         raise ValueError(f"{name} holds arrays of shapes {', '.join(map(str, shapes))}; one length is needed")
+    kinds = documents.tokens.dtype.kind, documents.loss_sum.dtype.kind, documents.backbone_loss_sum.dtype.kind
+    if kinds != ("i", "f", "f"):
+        raise ValueError(f"{name} must hold whole numbers of tokens and floating-point losses")
     if documents.tokens.min(initial=0) < 0 or documents.tokens.sum() < 1:
         raise ValueError(f"{name} counts {documents.tokens.sum()} predicted tokens; at least one is needed")
     if not (np.isfinite(documents.loss_sum).all() and np.isfinite(documents.backbone_loss_sum).all()):

@@ -30,6 +30,9 @@ ENOUGH_SEEDS = 3
 ENOUGH_DOCUMENTS = 30
 # Nats by which the same backbone may differ from one device or batch shape to another.
 SAME_BACKBONE = 1e-3
+# Distance between the quartiles of a run's speeds, as a share of their median, up to which it is steady.
+STEADY_SPEED = 0.2
+ENOUGH_SPEEDS = 4
 # Nats by which the sums by document may miss the loss that was written beside them: rounding only.
 _SAME_LOSS = 1e-9
 
@@ -61,6 +64,7 @@ def check_sweep(sweep: Sweep) -> list[Check]:
         _equal_backbone,
         _equal_code,
         _equal_machine,
+        _steady_speed,
         _sums_agree,
         _enough_documents,
         _enough_seeds,
@@ -87,6 +91,33 @@ def same_documents(a: Run, b: Run) -> bool:
     return same_text and np.array_equal(a.documents.tokens, b.documents.tokens)
 
 
+def belonging(runs: Sequence[Run]) -> tuple[tuple[Run, ...], dict[Run, str]]:
+    """The finished runs that can be compared with each other, and why each other one is left out.
+
+    A run whose own numbers contradict each other belongs to nothing, nor do two runs in one place. Of
+    the rest, the largest group of runs that differ in P and seed alone is kept; among equally large
+    groups, the one with the first run.
+    """
+    left_out = {run: reason for run in runs if (reason := _why_unfit(run, runs)) is not None}
+    groups: list[list[Run]] = []
+    for run in runs:
+        if run not in left_out:
+            group = next((group for group in groups if why_incomparable(run, group[0]) is None), None)
+            groups.append([run]) if group is None else group.append(run)
+    kept = max(groups, key=len, default=[])
+    others = [run for group in groups if group is not kept for run in group]
+    left_out |= {run: why_incomparable(run, kept[0]) or "" for run in others}
+    return tuple(kept), {run: left_out[run] for run in runs if run in left_out}
+
+
+def _why_unfit(run: Run, runs: Sequence[Run]) -> str | None:
+    twins = [other.name for other in runs if other is not run and (other.P, other.seed) == (run.P, run.seed)]
+    reasons = _contradictions(run)
+    if twins:
+        reasons.append(f"{_listed(twins)} {'is' if len(twins) == 1 else 'are'} at P = {run.P}, seed {run.seed}, too")
+    return "; ".join(reasons) or None
+
+
 def why_incomparable(a: Run, b: Run) -> str | None:
     """Why a difference between two finished runs would not be one of P alone, or None."""
     reasons = []
@@ -99,6 +130,14 @@ def why_incomparable(a: Run, b: Run) -> str | None:
     changed = run_differences(a, b)
     if changed:
         reasons.append(f"other {', '.join(changed)}")
+    if _backbone_name(a) != _backbone_name(b):
+        reasons.append("another model, revision or tokenizer")
+    apart = abs(a.outcome.backbone_validation_loss - b.outcome.backbone_validation_loss)
+    if apart > SAME_BACKBONE:
+        reasons.append(f"the backbone's own loss differs by {apart:.1e} nats")
+    precisions = [_software(run)["precision"] for run in (a, b)]
+    if precisions[0] != precisions[1]:
+        reasons.append(f"computed in {precisions[0]}, not in {precisions[1]}")
     return "; ".join(reasons) or None
 
 
@@ -240,23 +279,53 @@ def _equal_machine(sweep: Sweep) -> Check:
     return _equal(sweep, "equal_machine", "Equal machine, for speed and memory", machine)
 
 
+def _steady_speed(sweep: Sweep) -> Check:
+    key, title = "steady_speed", "Steady speed within every run"
+    if not sweep.finished:
+        return Check(key, title, "not applicable", "no finished run")
+    speeds = {run.name: run.series("tokens_per_second")[1] for run in sweep.finished}
+    short = [name for name, values in speeds.items() if len(values) < ENOUGH_SPEEDS]
+    spreads = {name: _quartile_spread(values) for name, values in speeds.items() if name not in short}
+    uneven = [
+        f"{name}: {min(speeds[name]):,.0f} to {max(speeds[name]):,.0f} tokens/s, the middle half {spread:.0%} wide"
+        for name, spread in spreads.items()
+        if spread > STEADY_SPEED
+    ]
+    if uneven:
+        return Check(key, title, "failed", f"{'; '.join(uneven)}; time per token says little")
+    if short:
+        return Check(key, title, "unknown", f"fewer than {ENOUGH_SPEEDS} records of speed in {_listed(short)}")
+    return Check(key, title, "passed", f"the middle half of the records is at most {max(spreads.values()):.0%} wide")
+
+
+def _quartile_spread(values: Sequence[float]) -> float:
+    """Distance between the quartiles as a share of the median: up to a quarter of slow records does not count."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float((high - low) / middle)
+
+
 def _sums_agree(sweep: Sweep) -> Check:
     key, title = "sums_agree", "Losses by document add up to the losses reported"
     if not sweep.finished:
         return Check(key, title, "not applicable", "no finished run")
-    faults = []
-    for run in sweep.finished:
-        assert run.documents is not None
-        if run.outcome.P != run.P:
-            faults.append(f"{run.name}: the result is of P = {run.outcome.P}, the configuration says {run.P}")
-        for what, sums, reported in (
-            ("final", run.documents.loss_sum, run.outcome.final_validation_loss),
-            ("backbone", run.documents.backbone_loss_sum, run.outcome.backbone_validation_loss),
-        ):
-            found = float(sums.sum() / run.documents.tokens.sum())
-            if abs(found - reported) > _SAME_LOSS:
-                faults.append(f"{run.name}: {what} loss {reported:.6f} reported, {found:.6f} by document")
+    faults = [f"{run.name}: {fault}" for run in sweep.finished for fault in _contradictions(run)]
     return Check(key, title, "failed" if faults else "passed", "; ".join(faults) or "to rounding, in every run")
+
+
+def _contradictions(run: Run) -> list[str]:
+    """Where the result of a finished run disagrees with its configuration or its documents."""
+    assert run.documents is not None
+    faults = []
+    if run.outcome.P != run.P:
+        faults.append(f"the result is of P = {run.outcome.P}, the configuration says {run.P}")
+    for what, sums, reported in (
+        ("final", run.documents.loss_sum, run.outcome.final_validation_loss),
+        ("backbone", run.documents.backbone_loss_sum, run.outcome.backbone_validation_loss),
+    ):
+        found = float(sums.sum() / run.documents.tokens.sum())
+        if abs(found - reported) > _SAME_LOSS:
+            faults.append(f"{what} loss {reported:.6f} reported, {found:.6f} by document")
+    return faults
 
 
 def _enough_documents(sweep: Sweep) -> Check:
@@ -316,7 +385,7 @@ def _not_collapsed(sweep: Sweep) -> Check:
     faults, silent, recovered = [], [], []
     for run in runs:
         reasons = [collapsed(record, run.config.parscale.attn_smooth) for record in run.streams]
-        if not reasons:
+        if not reasons or (run.finished and run.streams[-1]["step"] < run.outcome.steps):
             silent.append(run.name)
         elif reasons[-1] is not None:
             faults.append(f"{run.name}: {reasons[-1]}")
@@ -325,7 +394,7 @@ def _not_collapsed(sweep: Sweep) -> Check:
     if faults:
         return Check(key, title, "failed", "; ".join(faults))
     if silent:
-        return Check(key, title, "unknown", f"no stream statistics in {_listed(silent)}")
+        return Check(key, title, "unknown", f"no stream statistics at the end of {_listed(silent)}")
     note = f"; {_listed(recovered)} recovered from a collapse during training" if recovered else ""
     return Check(key, title, "passed", f"at the last log point of every run with several streams{note}")
 
