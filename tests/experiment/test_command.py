@@ -134,6 +134,8 @@ def test_one_seed_may_be_set_for_all(sweeps: Sweeps) -> None:
         ("--P-values 1 --launcher ray --ray-resources GPU", ["'GPU' is not allowed"]),
         ("--P-values 1 --launcher ray --ray-resources GPU=-1", ["'GPU=-1' is not allowed"]),
         ("--P-values 1 --target-tokens 10", ["training.tokens_per_run 10"]),
+        ("--P-values 1 --output-dir /proc/none", ["--output-dir '/proc/none'", "cannot be written"]),
+        ("--P-values 1 --output-dir /proc/none --dry-run", ["--output-dir '/proc/none'", "cannot be written"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -144,6 +146,17 @@ def test_what_is_wrong_is_said_in_one_line(
         assert word in message
     assert not sweeps.plans
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_for_a_folder_is_refused(
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str], folder: str, dry: list[str]
+) -> None:
+    Path("file").write_text("")
+    message = refused(["--P-values", "1", "--output-dir", folder, *dry], capsys)
+    assert f"--output-dir '{folder}': cannot be written: " in message
+    assert message.rstrip().endswith("Not a directory")
 
 
 def test_ray_that_is_not_installed_is_named_with_the_remedy(
@@ -187,6 +200,12 @@ def test_the_plan_is_printed_and_nothing_written(
     assert "lower bound" in rows[2]
     assert not sweeps.plans
     assert list(Path().iterdir()) == []
+
+
+def test_brackets_in_a_path_are_shown(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = "--P-values 1 --dry-run --model.name ./none --training.device cpu --output-dir [red]x[/red]"
+    assert main(argv.split()) == 0
+    assert "[red]x[/red]/P1" in capsys.readouterr().out
 
 
 def test_the_plan_stands_without_estimates_where_the_model_is_unknown(

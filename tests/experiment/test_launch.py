@@ -92,6 +92,21 @@ def test_a_child_has_no_part_in_the_signals_of_the_terminal(tmp_path: Path, scri
     wait_for(lambda: child.poll() is not None)
 
 
+def test_a_child_that_is_still_importing_ends_by_the_signal(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "importer.py").write_text(
+        "try:\n    import sleeper\nexcept BaseException as e:\n    raise ImportError from e"
+    )
+    console = tmp_path / "console"
+    child = ChildProcess("importer", [], console, tmp_path)
+    wait_for(lambda: console.exists() and console.read_text())
+    child.send_signal(signal.SIGINT)
+    assert wait_for(lambda: child.poll() is not None)
+    assert child.poll() == -signal.SIGINT
+    assert "Traceback" not in console.read_text()
+
+
 def test_the_last_error_is_the_run_s_own_words(tmp_path: Path) -> None:
     console = tmp_path / "console"
     assert last_error(console) == ""

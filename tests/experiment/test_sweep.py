@@ -16,6 +16,7 @@ from parcontrol.experiment import sweep as sweep_module
 from parcontrol.experiment.launch import ChildProcess, LostRunError
 from parcontrol.experiment.local import LocalLauncher
 from parcontrol.experiment.plan import PlannedRun, make_plan
+from parcontrol.experiment.run import how_to_go_on
 from parcontrol.experiment.sweep import RunStatus, Sweep
 from parcontrol.runs import RunDirectory
 from tests.experiment.conftest import TINY_SWEEP, StartSweep
@@ -265,3 +266,11 @@ def test_killed_alone_a_sweep_leaves_no_orphans_and_the_next_one_goes_on_at_once
     assert (following.returncode, err) == (0, "")
     assert not any(is_running(pid) for pid in orphans)
     assert runs[0].directory.checkpoints(), "they wrote a checkpoint before they ended"
+
+
+def test_checkpoints_are_promised_only_where_there_are_any(runs: list[PlannedRun]) -> None:
+    statuses = [RunStatus(run, "interrupted") for run in runs]
+    assert how_to_go_on(statuses) == "the same command starts what is left from its beginning"
+    RunDirectory.open_for_training(runs[1].config).close()
+    runs[1].directory.checkpoint_path(2).mkdir(parents=True)
+    assert how_to_go_on(statuses) == "the same command goes on from the checkpoints of P2"

@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rich import get_console
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = make_plan(base_config(args.base_config), overrides, args.P_values, args.seeds, args.sweep_dir)
         debug = runs[0].config.logging.level == "DEBUG"
+        if any(run.state != "finished" for run in runs):
+            _check_folder(args.sweep_dir)
         check_plan(runs, args.resume)
         if args.dry_run:
             _print_plan(runs)
@@ -57,6 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print_error(error, debug)
         return USAGE_ERROR
+
+
+def _check_folder(folder: Path) -> None:
+    """Tries, and leaves no trace, whether anything can be written to a folder or made where it will be.
+
+    Raises:
+        ValueError: Nothing can.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryDirectory(dir=there, prefix=".parcontrol-"):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output-dir {str(folder)!r}: cannot be written: {there}: {error.strerror}") from error
 
 
 def _launcher(args: argparse.Namespace) -> Launcher:
@@ -78,7 +96,7 @@ def _print_plan(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         config, expected = run.config, estimates.get(run.name)
         table.add_row(
-            run.name,
+            escape(run.name),
             str(config.parscale.P),
             str(config.training.seed),
             f"{run.total_tokens:,}",
@@ -86,7 +104,7 @@ def _print_plan(runs: Sequence[PlannedRun]) -> None:
             "unknown" if expected is None else f">= {format_duration(expected.seconds)}",
             "unknown" if expected is None else _gib(expected.memory_bytes),
             run.state,
-            str(config.run_directory),
+            escape(str(config.run_directory)),
         )
     console = get_console()
     # Where nobody looks at it on a screen, no column is cut to the width of one.

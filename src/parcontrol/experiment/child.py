@@ -26,6 +26,9 @@ def main() -> None:
     """Runs the module named by the first argument."""
     # Ray's workers start with SIGINT blocked, and children inherit that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    # Until training listens there is nothing to keep: a signal ends the process at once and by its name,
+    # where Python would print a traceback and exit with 1, as a failure does.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, name="parcontrol-parent", daemon=True).start()
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

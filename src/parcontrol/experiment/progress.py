@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from parcontrol.experiment.plan import PlannedRun
@@ -126,5 +127,5 @@ def _table(lines: Sequence[Sequence[str]]) -> Table:
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("run", "state") else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     return table

@@ -11,7 +11,7 @@ from parcontrol.experiment.comparison import check_results
 from parcontrol.experiment.launch import Launcher, console_path
 from parcontrol.experiment.plan import PlannedRun
 from parcontrol.experiment.progress import SweepDisplay
-from parcontrol.experiment.sweep import Sweep
+from parcontrol.experiment.sweep import RunStatus, Sweep
 
 NOT_FINISHED = 1
 
@@ -46,7 +46,7 @@ def run_sweep(
             print(f"error: {status.run.name} failed: {status.error} (its output: {console})", file=sys.stderr)
     unfinished = [status.run.name for status in statuses if status.state != "finished"]
     if unfinished:
-        print(f"not finished: {', '.join(unfinished)}; the same command goes on from their checkpoints")
+        print(f"not finished: {', '.join(unfinished)}; {how_to_go_on(statuses)}")
     if sweep.signals:
         return 128 + sweep.signals[0]
     results = check_results(runs[0].config.run_directory.parent)
@@ -55,3 +55,11 @@ def run_sweep(
     data = next(iter(results.values()))
     print(f"{len(results)} runs finished on the same {data['tokens']:,} tokens, sha256 {data['data_sha256']}")
     return 0
+
+
+def how_to_go_on(statuses: Sequence[RunStatus]) -> str:
+    """Says where the same command would begin with what is not finished."""
+    kept = [status.run.name for status in statuses if status.state != "finished" and status.run.state == "resume"]
+    if not kept:
+        return "the same command starts what is left from its beginning"
+    return f"the same command goes on from the checkpoints of {', '.join(kept)}"
