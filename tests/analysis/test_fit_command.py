@@ -13,7 +13,7 @@ from parcontrol.analysis.law import fit
 from parcontrol.analysis.loss_table import published_tables, read_tables
 from parcontrol.cli.fit import main
 
-FAST = ["--resamples", "20"]
+FAST = ["--resamples", "40"]
 GOOD = """N,P,loss
 5e8,1,1.9
 1e9,1,1.7
@@ -98,6 +98,16 @@ def test_plot(tmp_path, flags, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("flags", [[], ["--fixed-N"]], ids=["joint", "fixed-N"])
+def test_a_formula_in_a_name_is_drawn_as_it_is(tmp_path, flags, capsys):
+    rows = GOOD if not flags else "N,P,loss\n1e8,1,2.5\n1e8,2,2.45\n1e8,4,2.42\n"
+    header, *lines = rows.splitlines()
+    text = "\n".join([f"{header},corpus", *(rf"{line},$\frac{{x$" for line in lines)])
+    picture = tmp_path / "fit.svg"
+    assert main([write(tmp_path, text), *FAST, *flags, "--plot", str(picture)]) == 0
+    assert picture.stat().st_size > 0
+
+
 def test_fixed_size_takes_what_it_cannot_tell_from_the_flags(tmp_path, capsys):
     table = write(tmp_path, "N,P,loss\n1e8,1,2.5\n1.01e8,2,2.45\n1.02e8,4,2.42\n")
     assert main([table, "--fixed-N", "--E", "1.5", "--alpha", "0.3", "--format", "json"]) == 0
@@ -124,6 +134,10 @@ BAD = {
     "negative N": (GOOD.replace("2.02e9", "-2"), ["row 6 (line 7)", "'N'", "-2"]),
     "P below 1": (GOOD.replace("5e8,1,", "5e8,0,"), ["row 1 (line 2)", "'P'", "0"]),
     "P no whole number": (GOOD.replace("5e8,1,", "5e8,1.5,"), ["row 1 (line 2)", "'P'", "1.5"]),
+    "N below 1": (GOOD.replace("2.02e9", "1e-7"), ["row 6 (line 7)", "'N'", "1e-7"]),
+    "one N of 1.5": (GOOD.replace("2.02e9", "1.5"), ["does not settle"]),
+    "P beyond reason": (GOOD.replace("5e8,1,", "5e8,1e30,"), ["row 1 (line 2)", "'P'", "1e30"]),
+    "underscore": (GOOD.replace("5e8,1,", "5e8,1_1,"), ["row 1 (line 2)", "'P'", "'1_1' is not a number"]),
     "empty cell": (GOOD.replace("1.65", ""), ["row 5 (line 6)", "'loss'", "empty"]),
     "short row": (GOOD.replace(",1.65", ""), ["row 5 (line 6)", "'loss'", "empty"]),
     "long row": (GOOD.replace("1.65", "1.65,7"), ["row 5 (line 6)", "4 cells"]),
@@ -152,7 +166,9 @@ def test_other_bad_input(tmp_path, capsys):
     for argv, quoted in (
         ([str(tmp_path / "missing.csv")], "missing.csv"),
         ([str(tmp_path)], str(tmp_path)),
-        ([good, "--resamples", "0"], "--resamples is 0"),
+        ([good, "--resamples", "39"], "--resamples is 39; it must be at least 40"),
+        ([good, "--E", "1.2"], "--E would not be used: without --fixed-N both are fitted"),
+        ([good, "--E", "1.2", "--alpha", "0.2"], "--E and --alpha would not be used"),
         ([good, "--plot", "fit.txt"], "fit.txt"),
         ([good, "--fixed-N"], "3 model sizes"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -39,7 +40,7 @@ def plot_streams(reports: Sequence[StreamReport]) -> Figure:
         axes.plot(item.table.P, item.table.loss, "o", color=COLOURS[3], label="measured")
         _stream_axis(axes, item.table.P)
         axes.set_ylabel("loss (nats)")
-        axes.set_title(item.table.name, loc="left")
+        axes.set_title(_plain(item.table.name), loc="left")
         axes.legend(frameon=False)
     return figure
 
@@ -62,7 +63,7 @@ def _draw_contours(figure: Figure, axes: Axes, item: LawReport) -> None:
     axes.set_yticks(streams, [f"{value:g}" for value in streams])
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("streams P")
-    axes.set_title(f"{item.table.name}: fitted loss (nats), dots are measured", loc="left", fontsize=10)
+    axes.set_title(f"{_plain(item.table.name)}: fitted loss (nats), dots are measured", loc="left", fontsize=10)
     figure.colorbar(filled, ax=axes, pad=0.02).add_lines(lines)
 
 
@@ -87,7 +88,7 @@ def _draw_curves(axes: Axes, item: LawReport) -> None:
     axes.set_xlim(0.93, table.P.max() * 1.35)
     axes.set_ylabel("loss (nats)")
     axes.set_title(
-        f"{table.name}: solid {item.fits[0].law.name}, dotted {item.fits[1].law.name}", loc="left", fontsize=10
+        f"{_plain(table.name)}: solid {item.fits[0].law.name}, dotted {item.fits[1].law.name}", loc="left", fontsize=10
     )
 
 
@@ -115,6 +116,11 @@ def _stream_axis(axes: Axes, P: np.ndarray) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("streams P")
     tidy(axes)
+
+
+def _plain(name: str) -> str:
+    """A name in which a dollar sign begins no formula."""
+    return name.replace("$", r"\$") if rcParams["text.parse_math"] else name
 
 
 def _short(count: float) -> str:

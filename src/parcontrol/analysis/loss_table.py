@@ -16,6 +16,9 @@ from parcontrol.analysis import published
 COLUMNS = ("N", "P", "loss")
 GROUP_COLUMN = "corpus"
 
+# Beyond these no number is meant, and no fit is stable.
+_LARGEST_N, _LARGEST_P = 1e18, 1_000_000
+
 # A model grows by a percent or two with its prefixes and aggregator; that makes no new size.
 _SAME_SIZE = 1.05
 
@@ -116,10 +119,10 @@ def _parse_row(header: list[str], cells: list[str], where: str, default: str) ->
         raise ValueError(f"{where}: {len(cells)} cells, but the header names {len(header)} columns")
     row = dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
     N, P, loss = (_parse_number(row[name], f"{where}, column {name!r}") for name in COLUMNS)
-    if N <= 0:
-        raise ValueError(f"{where}, column 'N': {row['N']} must be above 0")
-    if P < 1 or P % 1:
-        raise ValueError(f"{where}, column 'P': {row['P']} must be a whole number from 1")
+    if not 1 <= N <= _LARGEST_N:
+        raise ValueError(f"{where}, column 'N': {row['N']} must be from 1 to {_LARGEST_N:.0e} parameters")
+    if not 1 <= P <= _LARGEST_P or P % 1:
+        raise ValueError(f"{where}, column 'P': {row['P']} must be a whole number from 1 to {_LARGEST_P:,}")
     if loss <= 0:
         raise ValueError(f"{where}, column 'loss': {row['loss']} must be above 0")
     corpus = row.get(GROUP_COLUMN, default).strip()
@@ -132,7 +135,7 @@ def _parse_number(text: str, where: str) -> float:
     if not text.strip():
         raise ValueError(f"{where}: the cell is empty")
     try:
-        value = float(text)
+        value = float(text if "_" not in text else "")  # Python would read 1_1 as 11
     except ValueError:
         raise ValueError(f"{where}: {text!r} is not a number") from None
     if not math.isfinite(value):

@@ -12,6 +12,8 @@ from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 # What L(P) at one size cannot tell by itself is taken from the published fit on this corpus.
 _BORROWED_FROM = "Pile"
+# Two of 40 lie outside a 95 % interval, one on each side.
+FEWEST_RESAMPLES = 40
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed-N", action="store_true", help="fit L(P) of one model size, with E and alpha given instead of fitted"
     )
-    parser.add_argument("--E", type=float, default=law.E, help="for --fixed-N; default %(default)s (published, Pile)")
-    parser.add_argument(
-        "--alpha", type=float, default=law.alpha, help="for --fixed-N; default %(default)s (published, Pile)"
-    )
+    parser.add_argument("--E", type=float, help=f"for --fixed-N; default {law.E} (published, Pile)")
+    parser.add_argument("--alpha", type=float, help=f"for --fixed-N; default {law.alpha} (published, Pile)")
     return parser
 
 
@@ -55,8 +55,13 @@ def _fit(args: argparse.Namespace) -> int:
     from parcontrol.analysis.law_report import LawReport, StreamReport, report, stream_report, to_csv
     from parcontrol.analysis.loss_table import published_tables, read_tables
 
-    if args.resamples < 1:
-        raise ValueError(f"--resamples is {args.resamples}; it must be at least 1")
+    if args.resamples < FEWEST_RESAMPLES:
+        raise ValueError(
+            f"--resamples is {args.resamples}; it must be at least {FEWEST_RESAMPLES}, for a 95 % interval to have ends"
+        )
+    given = [flag for flag, value in (("--E", args.E), ("--alpha", args.alpha)) if value is not None]
+    if given and not args.fixed_N:
+        raise ValueError(f"{' and '.join(given)} would not be used: without --fixed-N both are fitted")
     if args.plot:
         from parcontrol.analysis.figures import check_figure_path
 
@@ -64,7 +69,9 @@ def _fit(args: argparse.Namespace) -> int:
     tables = published_tables() if args.table is None else read_tables(args.table)
     reports: list[StreamReport] | list[LawReport]
     if args.fixed_N:
-        reports = [stream_report(table, args.E, args.alpha, args.resamples) for table in tables]
+        law = published.LAWS[_BORROWED_FROM]
+        E, alpha = (law.E if args.E is None else args.E), (law.alpha if args.alpha is None else args.alpha)
+        reports = [stream_report(table, E, alpha, args.resamples) for table in tables]
     else:
         reports = [report(table, args.resamples) for table in tables]
     if args.format == "json":
