@@ -422,3 +422,16 @@ def test_command_loads_no_heavy_library():
         "assert not heavy & (set(sys.modules) - before), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_abbreviated_flags_are_for_the_official_name_alone(capsys):
+    flags = "--hidden 896 --inter 4864 --P 2 --batch 1".split()
+    assert main(flags, abbreviations=True) == 0
+    assert capsys.readouterr().out == "Memory: 1.292GB; Latency: 0.049s\n"
+    with pytest.raises(SystemExit):
+        main(flags)
+
+
+def test_an_efficiency_of_nearly_nothing_is_refused(capsys):
+    assert main("--hidden_size 896 --intermediate_size 4864 --flops_efficiency 1e-320".split()) == 2
+    assert "flops_efficiency is 1e-320; it must be from 1e-09 to 1" in capsys.readouterr().err

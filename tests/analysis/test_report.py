@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from parcontrol.analysis import report_plots
+from parcontrol.analysis.findings import analyse
 from parcontrol.analysis.report import compose, escape_markdown, file_name, generate_report, inline_svg
 from parcontrol.analysis.results import load_experiment_results
 from tests.analysis.sweeps import BACKBONE_LOSS, GAINS, write_run, write_sweep
@@ -284,6 +285,15 @@ def test_failed_lines_stand_on_top_in_every_form(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_seeds_at_some_P_only_are_said(tmp_path):
+    write_run(tmp_path / "sweep" / "P1_seed1", 1, 1)
+    write_run(tmp_path / "sweep" / "P1_seed2", 1, 2)
+    write_run(tmp_path / "sweep" / "P2_seed1", 2, 1)
+    text = page_of(report_on(tmp_path / "sweep", to=tmp_path / "out")).text.split("In short")[1]
+    assert "At P = 2 there is one seed, so seed noise is unmeasured there" in text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_without_a_fault_has_no_warnings(tmp_path):
     write_sweep(tmp_path / "sweep", seeds=(1, 2, 3))
     files = report_on(tmp_path / "sweep", to=tmp_path / "out")
@@ -454,8 +464,28 @@ def test_runs_whose_names_make_one_file_name_keep_their_plots_apart(tmp_path):
     assert weights == ["x_weights_A_b.svg", "x_weights_a_b-2.svg", "x_weights_a_b-3.svg"]
 
 
+def test_plots_hold_what_was_measured_and_dash_what_was_not(tmp_path):
+    """The worth is drawn to P = 8: solid to the largest P of the sweep, dashed beyond."""
+    write_sweep(tmp_path, loss=lambda P, seed: {1: 2.40, 2: 2.35, 4: 2.34}[P])
+    (found,) = analyse(load_experiment_results(tmp_path)).sweeps
+    (axes,) = report_plots.worth(found.law, [1, 2, 4], report_plots.Palette([1, 2, 4])).axes
+    dashed, solid = (
+        next(line for line in axes.lines if line.get_linestyle() == style and list(line.get_xdata())[-1] == end)
+        for style, end in (("--", 8), ("-", 4))
+    )
+    assert (solid.get_xdata()[0], dashed.get_linestyle()) == (1, "--")
+    markers = {line.get_xdata()[0]: line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 1}
+    assert markers == {P: found.law.measured(P) for P in (1, 2, 4)}
+    assert abs(markers[2] - found.law.worth(2)) > 0.05
+
+
+def test_long_names_are_shortened_at_both_ends():
+    assert report_plots._shortened("short") == "short"
+    assert report_plots._shortened("a" * 60 + "b") == "a" * 24 + "…" + "a" * 23 + "b"
+
+
 def test_markdown_escapes():
-    assert escape_markdown("a|b\n*c* <d> #1 [e](f)") == "a\\|b \\*c\\* &lt;d&gt; \\#1 \\[e\\]\\(f\\)"
+    assert escape_markdown("a|b\n*c* <d> #1 [e](f)") == "a\\|b \\*c\\* &lt;d&gt; \\#1 &#91;e&#93;(f)"
 
 
 def test_an_inlined_svg_takes_the_colours_of_the_page():

@@ -20,6 +20,9 @@ GIB = 2**30
 # Beyond this an integer no longer has an exact double, and every result would be a guess.
 LARGEST_SIZE = 2**53
 
+# Of efficiencies close to 0 the times would be no numbers any more.
+SMALLEST_EFFICIENCY = 1e-9
+
 # The source counts normalisation traffic at four bytes an element whatever the model's own width.
 NORM_TRAFFIC_BYTES = 4
 
@@ -148,15 +151,15 @@ class Rates:
         """Data-sheet figures times the fractions of them that are attained.
 
         Raises:
-            ValueError: an efficiency lies outside (0, 1].
+            ValueError: an efficiency is below SMALLEST_EFFICIENCY or above 1.
         """
         efficiencies = {
             "flops_efficiency": flops_efficiency,
             "hbm_memory_efficiency": hbm_memory_efficiency,
         }
         for name, value in efficiencies.items():
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} is {value}; it must be above 0 and at most 1")
+            if not SMALLEST_EFFICIENCY <= value <= 1:
+                raise ValueError(f"{name} is {value}; it must be from {SMALLEST_EFFICIENCY} to 1")
         return cls(
             accelerator.peak_tflops * 1e12 * flops_efficiency,
             accelerator.bandwidth_gb_per_s * 1e9 * hbm_memory_efficiency,

@@ -27,7 +27,9 @@ _TEMPLATES = files("parcontrol.analysis") / "templates"
 _DIFFERENCE_COLUMNS = ("compared", "reference", "difference", "documents_low", "documents_high")
 _SEED_COLUMNS = ("seeds_low", "seeds_high", "seeds", "verdict")
 # Characters that mean something in Markdown, in or between paragraphs and in tables.
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~!$])")
+_MARKDOWN = re.compile(r"([\\`*_{}#|~!$])")
+# Escaped by a backslash, brackets would begin a formula in some readers; without them, parentheses make no link.
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "[": "&#91;", "]": "&#93;"})
 
 
 def generate_report(results: Results, output_directory: str | Path, name: str) -> list[Path]:
@@ -129,8 +131,7 @@ def inline_svg(svg: str, prefix: str, alt: str) -> str:
 def escape_markdown(value: object) -> str:
     """Text that Markdown shows as it is, in a paragraph, a table cell or a link's text."""
     text = " ".join(str(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN.sub(r"\\\1", text)
+    return _MARKDOWN.sub(r"\\\1", text).translate(_ENTITIES)
 
 
 def _render(template: str, **values: Any) -> str:

@@ -286,6 +286,12 @@ def _how_sure(found: SweepFindings) -> str:
             "the intervals say how far other validation documents could move the difference between these very runs, "
             "not how another training run would end."
         )
+    single = [summary.P for summary in found.streams if len(summary.runs) == 1]
+    if single:
+        return (
+            f"At P = {_and(single)} there is one seed, so seed noise is unmeasured there, and differences from it have "
+            "no error bars from seeds."
+        )
     return "A difference counts as shown when neither the interval over documents nor the one over seeds covers 0."
 
 
@@ -403,9 +409,9 @@ def _losses(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
         plots.append(Plot(f"{prefix}loss_over_tokens", alt, caption, report_plots.loss_over_tokens(found, palette)))
     if any(difference.value is not None for difference in found.differences):
         alt = "Differences in loss: " + " ".join(map(_difference_sentence, found.differences))
-        caption = f"Thick: {PERCENT} interval over documents."
+        caption = f"Thick, above: {PERCENT} interval over documents."
         if any(difference.seeds for difference in found.differences):
-            caption += f" Dashed: {PERCENT} t interval over seeds."
+            caption += f" Dashed, below: {PERCENT} t interval over seeds."
         plots.append(Plot(f"{prefix}differences", alt, caption, report_plots.differences(found, palette)))
     if found.differences:
         tables.append(_difference_table("Differences in final validation loss", found.differences + found.steps))

@@ -31,6 +31,10 @@ TEXT, MUTED, PAGE = "#1b1f24", "#6b7480", "#fefefe"
 MARKERS = "osD^vPX"
 _PANEL = (4.8, 3.4)
 _DPI = 200
+# Characters of a legend's row across a panel, and of a name in one.
+_LEGEND_CHARACTERS, _NAME_CHARACTERS = 64, 48
+# Behind text that a line may run through.
+_COVER = {"facecolor": PAGE, "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
 # The backbone gets a strip of its own when it is further from the losses than this many of their ranges.
 _FAR = 1.0
 _STYLE: dict[Any, Any] = {
@@ -120,7 +124,7 @@ def loss_over_tokens(found: SweepFindings, palette: Palette) -> Figure:
         _draw_backbone(axes, backbone)
     _token_axis(axes)
     axes.set_ylabel("validation loss (nats per token)")
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 
@@ -142,7 +146,7 @@ def loss_over_streams(found: SweepFindings, palette: Palette) -> Figure:
     else:
         figure, axes = _broken_panel(found, palette, backbone, above=backbone > max(losses))
     axes.set_ylabel("final loss (nats per token)")
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 
@@ -190,7 +194,15 @@ def _draw_losses(axes: Axes, found: SweepFindings, palette: Palette) -> None:
             seeds = [run.outcome.final_validation_loss for run in summary.runs]
             axes.plot([summary.P] * len(seeds), seeds, "_", color=colour, markeredgecolor=colour, markersize=12)
         axes.plot(summary.P, summary.loss, palette.marker(summary.P), color=colour, zorder=5)
-        axes.annotate(f"{summary.loss:.4f}", (summary.P, summary.loss), (9, 5), textcoords="offset points", fontsize=9)
+        axes.annotate(
+            f"{summary.loss:.4f}",
+            (summary.P, summary.loss),
+            (9, 5),
+            textcoords="offset points",
+            fontsize=9,
+            zorder=4,
+            bbox=_COVER,
+        )
     _stream_axis(axes, found.compared.streams)
 
 
@@ -215,9 +227,11 @@ def differences(found: SweepFindings, palette: Palette) -> Figure:
 
 def _whiskers(axes: Axes, row: int, difference: Difference, colour: str) -> None:
     if difference.seeds is not None:
-        axes.plot(difference.seeds, [row + 0.18] * 2, color=colour, linewidth=1.2, linestyle=(0, (2, 1.5)))
+        axes.plot(difference.seeds, [row + 0.22] * 2, color=colour, linewidth=1.2, linestyle=(0, (2, 1.5)))
     if difference.documents is not None:
-        axes.plot(difference.documents, [row] * 2, color=colour, linewidth=3, solid_capstyle="butt")
+        # Above the marker, which would hide a narrow one; ends that are seen however close they are.
+        axes.plot(difference.documents, [row - 0.22] * 2, color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(difference.documents, [row - 0.22] * 2, "|", color=colour, markeredgecolor=colour, markersize=7)
 
 
 def worth(law: StreamLaw, streams: Sequence[int], palette: Palette) -> Figure:
@@ -244,7 +258,7 @@ def worth(law: StreamLaw, streams: Sequence[int], palette: Palette) -> Figure:
     _stream_axis(axes, sorted({*streams, *(2**i for i in range(int(math.log2(largest)) + 1))}))
     axes.set_ylabel("worth, times the parameters")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.legend(loc="upper left")
+    _legend(figure, axes)
     return figure
 
 
@@ -321,7 +335,7 @@ def _stream_curves(found: SweepFindings, palette: Palette, key: str, label: str)
             labelled.add(run.P)
     _token_axis(axes)
     axes.set_ylabel(label)
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 
@@ -346,7 +360,7 @@ def price(prices: Sequence[Price], palette: Palette) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"relative to P = {first.P}")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.legend(loc="upper left")
+    _legend(figure, axes)
     return figure
 
 
@@ -360,12 +374,28 @@ def sweeps(found: Findings) -> Figure:
             [summary.loss for summary in item.streams],
             color=TEXT if colour == COLOURS[-1] else colour,
             marker=marker,
-            label=item.sweep.name,
+            label=_shortened(item.sweep.name),
         )
     _stream_axis(axes, sorted({P for item in drawn for P in item.compared.streams}))
     axes.set_ylabel("final validation loss (nats per token)")
-    axes.legend()
+    _legend(figure, axes)
     return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """A legend above the panel, where no line runs through it, in as few rows as its labels allow."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = next(n for n in (4, 3, 2, 1) if n == 1 or n * (max(map(len, labels)) + 6) <= _LEGEND_CHARACTERS)
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+
+def _shortened(name: str) -> str:
+    """A name that fits into a legend: as much of both ends as there is room for."""
+    return (
+        name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS // 2]}…{name[-_NAME_CHARACTERS // 2 :]}"
+    )
 
 
 def _panel(height: float = _PANEL[1]) -> tuple[Figure, Axes]:

@@ -11,20 +11,24 @@ from typing import Any
 
 from parcontrol.analysis.accelerators import DEFAULT_ACCELERATOR, find_accelerator
 from parcontrol.analysis.cost import GIB, Cost, ModelShape, Rates, Workload, predict
+from parcontrol.cli.output import print_whole
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 SWEEP_P = (1, 2, 4, 8)
 SWEEP_BATCH_SIZES = (1, 2, 4, 8)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `parcontrol cost`; the exit code is 2 for bad input, with one line on stderr."""
+def main(argv: Sequence[str] | None = None, abbreviations: bool = False) -> int:
+    """Run `parcontrol cost`; the exit code is 2 for bad input, with one line on stderr.
+
+    `abbreviations` are what the official script takes: beginnings of flags that fit one flag alone.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     subcommands: dict[str, Callable[[list[str]], int]] = {"compare": _compare, "measure": _measure}
     try:
         if arguments and arguments[0] in subcommands:
             return subcommands[arguments[0]](arguments[1:])
-        return _cost(arguments)
+        return _cost(arguments, abbreviations)
     except (ValueError, OSError) as error:
         print_error(error)
         return USAGE_ERROR
@@ -68,8 +72,9 @@ def _size_defaults() -> dict[str, int | None]:
     return {f.name: None if f.default is MISSING else f.default for f in sizes}
 
 
-def _cost(argv: list[str]) -> int:
+def _cost(argv: list[str], abbreviations: bool) -> int:
     parser = _cost_parser()
+    parser.allow_abbrev = abbreviations
     args = parser.parse_args(argv)
     if args.model is None and (args.hidden_size is None or args.intermediate_size is None):
         parser.error("--hidden_size and --intermediate_size are required unless --model is given")
@@ -92,7 +97,7 @@ def _cost(argv: list[str]) -> int:
     if args.format == "json":
         _print_json({**settings, **asdict(workload), **cost.as_dict()})
     else:
-        print(cost)
+        print_whole(str(cost))
     return 0
 
 
@@ -137,7 +142,7 @@ def _sweep(
         }
         _print_json({**settings, "sweep": rows})
     else:
-        print(_sweep_tables(costs))
+        print_whole(_sweep_tables(costs))
     if args.plot:
         from parcontrol.analysis.cost_plots import plot_sweep
         from parcontrol.analysis.figures import save_figure
@@ -180,7 +185,7 @@ def _compare(argv: list[str]) -> int:
     if args.format == "json":
         _print_json(comparison.as_dict())
     else:
-        print(comparison)
+        print_whole(str(comparison))
     if args.plot:
         from parcontrol.analysis.cost_plots import plot_comparison
         from parcontrol.analysis.figures import save_figure
@@ -230,7 +235,7 @@ def _measure(argv: list[str]) -> int:
     if args.format == "json":
         _print_json(measurement.as_dict())
     else:
-        print(measurement)
+        print_whole(str(measurement))
     if args.plot:
         from parcontrol.analysis.figures import save_figure
         from parcontrol.measure.plots import plot_measurement
@@ -240,7 +245,7 @@ def _measure(argv: list[str]) -> int:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    print_whole(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 if __name__ == "__main__":

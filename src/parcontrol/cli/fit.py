@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from parcontrol.analysis import published
+from parcontrol.cli.output import print_whole
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 # What L(P) at one size cannot tell by itself is taken from the published fit on this corpus.
@@ -75,11 +76,12 @@ def _fit(args: argparse.Namespace) -> int:
     else:
         reports = [report(table, args.resamples) for table in tables]
     if args.format == "json":
-        print(json.dumps([item.as_dict() for item in reports], indent=2, allow_nan=False, ensure_ascii=False))
+        text = json.dumps([item.as_dict() for item in reports], indent=2, allow_nan=False, ensure_ascii=False)
     elif args.format == "csv":
-        print(to_csv(reports), end="")
+        text = to_csv(reports).removesuffix("\n")
     else:
-        print("\n\n\n".join(map(str, reports)))
+        text = "\n\n\n".join(map(str, reports))
+    print_whole(text)
     if args.plot:
         from parcontrol.analysis.figures import save_figure
         from parcontrol.analysis.law_plots import plot

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parcontrol.cli.output import print_whole
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 if TYPE_CHECKING:
@@ -40,18 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print_error(error)
         return USAGE_ERROR
-    _print(report.document)
-    print(f"\n{paths[0]} and {len(paths) - 1} files beside it")
+    print_whole(f"{_text(report.document)}\n\n{paths[0]} and {len(paths) - 1} files beside it")
     return 0
 
 
-def _print(document: Document) -> None:
+def _text(document: Document) -> str:
+    alerts = []
     for alert in document.alerts:
         where = f" ({alert.sweep})" if alert.sweep else ""
-        print(f"{alert.check.status}: {alert.check.title}{where}: {alert.check.detail}")
-    if document.alerts:
-        print()
-    print("\n".join(document.summary))
+        alerts.append(f"{alert.check.status}: {alert.check.title}{where}: {alert.check.detail}")
+    return "\n".join([*alerts, *([""] if alerts else []), *document.summary])
 
 
 if __name__ == "__main__":
