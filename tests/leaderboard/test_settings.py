@@ -54,6 +54,19 @@ def test_the_token_is_never_shown() -> None:
         assert "very_secret" not in shown
 
 
+def test_white_space_around_the_token_is_no_part_of_it() -> None:
+    for given, token in (("hf_secret\n", "hf_secret"), (" hf_secret\r\n", "hf_secret"), (" \n", None)):
+        found = Settings.from_environment({**REPOSITORIES, "H4_TOKEN": given}).token
+        assert (found.get_secret_value() if found else None) == token
+
+
+@pytest.mark.parametrize("token", ["hf_se cret", "hf_se\ncret", "hf_s\u00e9cret", "hf_se\0cret", "hf_se\x7fcret"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ValueError, match=r"^H4_TOKEN is no token") as refusal:
+        Settings.from_environment({**REPOSITORIES, "H4_TOKEN": token})
+    assert "cret" not in str(refusal.value)
+
+
 def test_the_local_store_is_the_same_from_anywhere_in_a_checkout(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from parcontrol.leaderboard.store import ConflictError, StoreError, update
@@ -158,6 +160,19 @@ def test_who_it_is(hub: WritableHub) -> None:
         hub_store(hub, token="a-wrong-token").user()
     assert "a-wrong-token" not in str(refusal.value)
     assert TOKEN not in repr(hub_store(hub))
+
+
+def test_what_cannot_be_sent_is_tried_once_and_the_token_in_its_error_is_not_shown(hub: WritableHub) -> None:
+    tries: list[str] = []
+
+    def send() -> str:
+        tries.append("try")
+        raise httpx2.LocalProtocolError(f"Illegal header value b'Bearer {TOKEN}'")
+
+    with pytest.raises(StoreError, match="Illegal header value b'Bearer <token>'") as refusal:
+        hub_store(hub)._patiently(send, "test")
+    assert TOKEN not in "".join(traceback.format_exception(refusal.value))
+    assert tries == ["try"]
 
 
 def test_many_files_come_in_pages_and_are_read_once(hub: WritableHub) -> None:

@@ -66,7 +66,7 @@ class Settings(BaseModel):
         """Reads the settings; an empty variable counts as unset.
 
         Raises:
-            ValueError: Some, but not all, of the three repositories are named.
+            ValueError: Some, but not all, of the three repositories are named; or the token cannot be one.
         """
         given = os.environ if environment is None else environment
         repositories = {field: given.get(name) or None for field, name in REPOSITORY_VARIABLES.items()}
@@ -76,14 +76,22 @@ class Settings(BaseModel):
                 f"{' and '.join(missing)} not set: name all of {', '.join(REPOSITORY_VARIABLES.values())} for a store "
                 f"on the Hub, or none for one in a local directory"
             )
-        token = given.get(TOKEN_VARIABLE)
         return cls(
             root=Path(given.get(ROOT_VARIABLE) or default_root()).expanduser().absolute(),
-            token=SecretStr(token) if token else None,
+            token=_token(given.get(TOKEN_VARIABLE, "")),
             endpoint=(given.get(ENDPOINT_VARIABLE) or "").rstrip("/") or None,
             mirror=mirror_directory(given.get(MIRROR_VARIABLE)),
             **repositories,
         )
+
+
+def _token(text: str) -> SecretStr | None:
+    """The token without the white space around it, such as the newline of the file that it was read from."""
+    token = text.strip()
+    # What no HTTP header can hold would come back in the text of an error.
+    if not all("!" <= character <= "~" for character in token):
+        raise ValueError(f"{TOKEN_VARIABLE} is no token: it holds more than ASCII letters, digits and signs")
+    return SecretStr(token) if token else None
 
 
 def default_root() -> Path:

@@ -61,6 +61,8 @@ _CACHE_DAYS = 30
 _KEPT_SNAPSHOTS = 8
 _PRECONDITION_FAILED, _TOO_MANY_REQUESTS = 412, 429
 _HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError)
+# What cannot be sent, however often it is tried.
+_UNSENDABLE = (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol)
 # A commit that is refused with 412 is a conflict, which is met elsewhere.
 _PASSING_STATUS = (408, _PRECONDITION_FAILED, 425, _TOO_MANY_REQUESTS)
 
@@ -285,7 +287,13 @@ class HubStore:
         return self._conflicts.retrying(lambda error: isinstance(error, ConflictError), self.repository)
 
     def _patiently(self, call: Callable[[], Result], what: str) -> Result:
-        return patiently(call, f"{self.repository}: {what}", self._trouble)
+        try:
+            return patiently(call, f"{self.repository}: {what}", self._trouble)
+        except StoreError as error:
+            if isinstance(self._token, str) and self._token in str(error):
+                # Without its cause, whose text a traceback would show.
+                raise type(error)(str(error).replace(self._token, "<token>")) from None
+            raise
 
 
 def patiently(call: Callable[[], Result], what: str, trouble: RetryPolicy = HUB_TROUBLE) -> Result:
@@ -326,7 +334,7 @@ def _is_passing(error: BaseException) -> bool:
         status = error.response.status_code
         # A commit that was just made may be unknown to the machine that answers next.
         return status in _PASSING_STATUS or status >= 500 or isinstance(error, RevisionNotFoundError)
-    return isinstance(error, httpx2.TransportError | _StaleReadError)
+    return isinstance(error, httpx2.TransportError | _StaleReadError) and not isinstance(error, _UNSENDABLE)
 
 
 def _told_seconds(error: BaseException) -> float:
