@@ -464,6 +464,24 @@ def test_runs_whose_names_make_one_file_name_keep_their_plots_apart(tmp_path):
     assert weights == ["x_weights_A_b.svg", "x_weights_a_b-2.svg", "x_weights_a_b-3.svg"]
 
 
+def test_a_P_that_is_left_out_has_its_place_in_words_and_none_in_plots(tmp_path):
+    write_sweep(tmp_path / "sweep", streams=(1, 2))
+    write_run(tmp_path / "sweep" / "P4", 4, loss=1.9, settings={"training.learning_rate": 0.02})
+    page = page_of(report_on(tmp_path / "sweep", to=tmp_path / "out"))
+    assert "P = 4 and P = 1 are not compared: other training.learning_rate." in page.text
+    assert [row[0] for row in page.tables[0][1:]] == ["P = 1", "P = 2"]
+    assert "worth" in page.ids
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("streams", [(1,), (1, 2)])
+def test_a_sweep_of_contradictions_alone_still_gives_a_report(tmp_path, streams):
+    write_sweep(tmp_path / "sweep", streams=streams, result={"final_validation_loss": 1.0})
+    page = page_of(report_on(tmp_path / "sweep", to=tmp_path / "out"))
+    assert "Left out of every comparison and fit: P1 (final loss 1.000000 reported" in page.text
+    assert "×" not in page.text
+
+
 def test_plots_hold_what_was_measured_and_dash_what_was_not(tmp_path):
     """The worth is drawn to P = 8: solid to the largest P of the sweep, dashed beyond."""
     write_sweep(tmp_path, loss=lambda P, seed: {1: 2.40, 2: 2.35, 4: 2.34}[P])

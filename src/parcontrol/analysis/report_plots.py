@@ -208,7 +208,8 @@ def _draw_losses(axes: Axes, found: SweepFindings, palette: Palette) -> None:
 
 def differences(found: SweepFindings, palette: Palette) -> Figure:
     """Differences from the first P with their intervals, and zero."""
-    shown = [(s.P, d) for s, d in zip(found.streams[1:], found.differences, strict=True) if d.value is not None]
+    streams = {f"P = {summary.P}": summary.P for summary in found.streams}
+    shown = [(streams[d.compared], d) for d in found.differences if d.value is not None]
     figure, axes = _panel(height=1.3 + 0.55 * len(shown))
     axes.axvline(0, color=MUTED, linewidth=1)
     for row, (P, difference) in enumerate(shown):
