@@ -73,7 +73,18 @@ def prompts(task: str, mirror: Path | None = None, **options: Any) -> list[str]:
         ("dev.jsonl validation.jsonl", None, "validation", [1]),
         # parquet wins over a copy in another format
         ("test.csv test.jsonl test.parquet", None, "test", [2]),
+        # names that give no split: `train` for `datasets`, and whatever the repository is asked for
+        ("README.md ifeval_input_data.jsonl", None, "train", [1]),
+        ("wiki_bio.jsonl", None, "evaluation", [0]),
+        ("facts.jsonl dataset_infos.json", None, "train", [0]),
+        ("b.json a.json dataset_infos.json", None, "train", [1, 0]),
         # not there
+        ("wiki_bio.jsonl test.jsonl", None, "train", []),
+        ("wiki_bio.jsonl train.jsonl", None, "evaluation", []),
+        ("train/0000.parquet", None, "test", []),
+        ("train/wiki_bio.jsonl", None, "test", []),
+        ("data/facts-00000-of-00001.parquet", None, "train", []),
+        ("middle.jsonl", "high", "test", []),
         ("train.jsonl", None, "test", []),
         ("dialogue_samples/data.jsonl", "qa_samples", "data", []),
         ("data/facts.jsonl data/cities.jsonl", None, "cieacf", []),
@@ -133,6 +144,24 @@ def test_a_card_that_does_not_help(card: str, message: str, tmp_path: Path) -> N
     write_rows(tmp_path, "pminervini/inverse-scaling/x.jsonl", TRAPS)
     (tmp_path / "datasets/pminervini/inverse-scaling/README.md").write_text(card)
     with pytest.raises(ValueError, match=f"task memo_trap: dataset pminervini/inverse-scaling .*{message}"):
+        prompts("memo_trap", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("configs: [a, b", "no YAML: .*line"),
+        ("configs: hello", "not as expected"),
+        ("hello", "not as expected"),
+        ("configs: 5", "not as expected"),
+        ("configs: [{data_files: 5}]", "not as expected"),
+        ("configs: [{data_files: [{split: data}]}]", "not as expected.*'path'"),
+    ],
+)
+def test_a_broken_card(header: str, message: str, tmp_path: Path) -> None:
+    write_rows(tmp_path, "pminervini/inverse-scaling/memo-trap/data.jsonl", TRAPS)
+    (tmp_path / "datasets/pminervini/inverse-scaling/README.md").write_text(f"---\n{header}\n---\n")
+    with pytest.raises(ValueError, match=f"task memo_trap: dataset pminervini/inverse-scaling has a card .*{message}"):
         prompts("memo_trap", tmp_path)
 
 

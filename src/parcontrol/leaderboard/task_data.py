@@ -32,7 +32,11 @@ _SPLITS = (
     {"validation", "valid", "val", "dev"},
     {"test", "testing", "eval", "evaluation"},
 )
+# As `datasets` pushes a split, under any name: data/cieacf-00000-of-00001.parquet.
+_PUSHED = re.compile(r"data/[^/]+-\d{5}-of-\d{5}[^/]*$")
 _SHARD = re.compile(r"[-_.](\d{4,}(-of-\d{4,})?|part-?\d+)$")
+# JSON files that describe a repository and hold no rows; `datasets` leaves them out too.
+_DESCRIPTIONS = {"config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json"}
 # Names of files and folders that say nothing about what is in them.
 _PLAIN = {"data", "default", "dataset", "part", "shard", ""}
 
@@ -58,8 +62,8 @@ def find_rows(spec: TaskSpec, mirror: str | None = None) -> dict[str, Any]:
         ValueError: The repository, the configuration or the split cannot be had.
     """
     repository = _in_mirror(spec, mirror) or _on_hub(spec, mirror)
-    card = repository.fetch(CARD).read_text(encoding="utf-8") if CARD in repository.files else ""
     try:
+        card = repository.fetch(CARD).read_text(encoding="utf-8") if CARD in repository.files else ""
         files = choose_files(repository.files, _declared_configs(card), spec.config, spec.split)
     except ValueError as error:
         raise ValueError(f"dataset {repository.name} {error}") from error
@@ -119,9 +123,17 @@ def _files_by_name(files: Sequence[str], config: str | None, split: str) -> list
         for says in (_stem_is, _stem_names, _folder_names):
             if chosen := [file for file in files if says(file, name, config)]:
                 return chosen
-    # One file, or the shards of one, with a name that says nothing: the repository has only this split.
-    unnamed = [file for file in files if _stem(file, config) in _PLAIN]
-    return unnamed if len(unnamed) == len(files) else []
+    # No file names a split: then the repository has only one, which `datasets` calls `train`, and it is the one that was
+    # asked for. A name that says something may still stand for another configuration, or a split with a name of its own.
+    usual = config is None and len(_split_names(split)) > 1
+    unsplit = all((usual or _stem(file, config) in _PLAIN) and not _names_a_split(file, config) for file in files)
+    return list(files) if unsplit else []
+
+
+def _names_a_split(file: str, config: str | None) -> bool:
+    stem = _stem(file, config)
+    words = {*re.split(r"[-_.]", stem), *PurePosixPath(file).parts[:-1]}
+    return not words.isdisjoint(set().union(*_SPLITS)) or (stem not in _PLAIN and bool(_PUSHED.match(file)))
 
 
 def _of_config(files: Sequence[str], config: str | None) -> list[str]:
@@ -173,7 +185,8 @@ def _compression(file: str) -> str:
 
 
 def _hidden(file: str) -> bool:
-    return any(part.startswith((".", "_")) for part in PurePosixPath(file).parts)
+    path = PurePosixPath(file)
+    return path.name in _DESCRIPTIONS or any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _split_names(split: str) -> list[str]:
@@ -183,14 +196,27 @@ def _split_names(split: str) -> list[str]:
 
 
 def _declared_configs(card: str) -> dict[str, dict[str, list[str]]]:
-    """Reads the patterns of files by configuration and split from a card's header; empty where it declares none."""
+    """Reads the patterns of files by configuration and split from a card's header; empty where it declares none.
+
+    Raises:
+        ValueError: The header is no YAML, or its `configs` have not the form that the Hub documents.
+    """
     header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
-    configs = (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []
-    return {
-        entry.get("config_name", "default"): _patterns(entry["data_files"], entry.get("data_dir"))
-        for entry in configs
-        if entry.get("data_files")
-    }
+    if not header:
+        return {}
+    try:
+        configs = (yaml.safe_load(header[1]) or {}).get("configs") or []
+        return {
+            entry.get("config_name", "default"): _patterns(entry["data_files"], entry.get("data_dir"))
+            for entry in configs
+            if entry.get("data_files")
+        }
+    except yaml.YAMLError as error:
+        raise ValueError(f"has a card whose header is no YAML: {' '.join(str(error).split())}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"has a card whose header is not as expected: a mapping with `configs`, a list with `data_files` ({error!r})"
+        ) from error
 
 
 def _patterns(data_files: Any, folder: str | None) -> dict[str, list[str]]:
