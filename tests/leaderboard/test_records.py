@@ -70,6 +70,16 @@ def test_public_fields_are_written_as_the_public_leaderboard_writes_them() -> No
     assert request_path("gpt2", Precision.INT8, WeightType.DELTA, sha).endswith("_8bit_Delta_0123456789ab.json")
 
 
+def test_a_reason_gives_no_orders_to_a_terminal() -> None:
+    request = parse(
+        status="FAILED",
+        reason="\x1b[31mRED\x1b]0;title\x07",
+        history=[{"time": "2026-01-01T00:00:00Z", "event": "failed", "reason": "two\nlines\x9b1m"}],
+    )
+    assert request.reason == " [31mRED ]0;title "
+    assert request.history[0].reason == "two lines 1m"
+
+
 def test_unknown_fields_are_kept() -> None:
     request = parse(job_id=7, nested={"a": [1, None, "é"]}, model_dump="a name of ours")
     written = json.loads(request.changed(status=Status.RUNNING).to_json())

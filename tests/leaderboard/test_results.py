@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +280,23 @@ HOSTILE = {
     "in the future": _edited(date=9e18),
     "before 1970": _edited(date=-1),
     "no date": _edited(date=None),
+    "limit is a string": _edited(parcontrol__limit="abc"),
+    "limit is a list": _edited(parcontrol__limit=[1]),
+    "limit is true or false": _edited(parcontrol__limit=False),
+    "versions is missing or null": _edited(versions=None),
+    "versions is a list": _edited(versions=["x"]),
+    "the version of nq_open is a list": _edited(versions__nq_open=["x"]),
+    "n-samples is a list": _edited(**{"n-samples": ["x"]}),
+    "n-samples of nq_open is a number": _edited(**{"n-samples__nq_open": 100}),
+    "no number of rows": _edited(**{"n-samples__nq_open": {"effective": "100"}}),
+    "failed is a list": _edited(parcontrol__failed=["xsum"]),
+    "absent is": _edited(parcontrol__absent={"xsum": "why"}),
+    "the reason of 'xsum'": _edited(parcontrol__failed={"xsum": 1}),
+    "backend is a list": _edited(parcontrol__backend=["dummy"]),
+    "too deep for repr": json.dumps(_edited(parcontrol__precision="x"))
+    .replace('"x"', "[" * 1000 + "]" * 1000)
+    .encode(),
+    "escape sequence": _edited(results__nq_open={"exact_match,\x1b[31mRED": 25.0}),
     "neither config": {key: value for key, value in harness(NQ).items() if key != "config"},
 }
 
@@ -359,6 +379,76 @@ def test_whatever_stands_in_a_field_the_reader_goes_on(
     assert "org/good" in set(results.scores["model"])
     assert results.scores["value"].between(-100.01, 100.01).all()
     assert {broken.path for broken in results.broken} <= {"org/odd/results_x.json"}
+
+
+GOOD_AND_BAD = {
+    "usual": ours(NQ),
+    "newer": ours({"nq_open": {"exact_match,none": 0.5}, "fever": {"acc,none": 0.75}}, date=1_700_000_100.0),
+    "limited": ours({"fever": {"acc,none": 0.1}}, date=1_700_000_200.0, limit=5),
+    "streams": ours(NQ, P=1),
+    "no task of ours": ours({"mmlu": {"acc,none": 0.5}}, date=1_700_000_300.0),
+    "failed": ours({}, failed={"xsum": "no data"}),
+    "a percentage": ours({"fever": {"acc,none": 25.0}}),
+    "in the future": ours(NQ, date=9e9),
+    "P = True": ours(NQ, P=True),
+    "limit": ours(NQ, limit="abc"),
+    "no reasons": ours(NQ, failed=[]),
+}
+
+
+@functools.cache
+def _alone(model: str, name: str) -> Results:
+    with tempfile.TemporaryDirectory() as directory:
+        return read(Path(directory), {f"{model}/results_1.json": _of(model, name)})
+
+
+def _of(model: str, name: str) -> dict[str, Any]:
+    document = copy.deepcopy(GOOD_AND_BAD[name])
+    document["parcontrol"]["model"] = model
+    return document
+
+
+@given(st.lists(st.tuples(st.sampled_from(["org/a", "org/b", "org/c"]), st.sampled_from(list(GOOD_AND_BAD)))))
+def test_a_bad_file_changes_nothing_of_what_the_good_ones_say(
+    tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[str, str]]
+) -> None:
+    paths = [f"org/results_{number:03}.json" for number in range(len(chosen))]
+    found = read(
+        tmp_path_factory.mktemp("mixture"),
+        {path: _of(*file) for path, file in zip(paths, chosen, strict=True)},
+    )
+
+    alone = [_alone(*file) for file in chosen]
+    good = [result for result in alone if not result.broken]
+    assert [file.path for file in found.broken] == [
+        path for path, result in zip(paths, alone, strict=True) if result.broken
+    ]
+    assert found.models["model"].tolist() == sorted({result.models["model"][0] for result in good})
+    expected: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for row in itertools.chain.from_iterable(result.scores.itertuples() for result in good):
+        said = (not row.limited, row.date, row.value)
+        expected[row.model, row.column] = max(said, expected.get((row.model, row.column), said))
+    assert {
+        (row.model, row.column): (not row.limited, row.date, row.value) for row in found.scores.itertuples()
+    } == expected
+    assert [found.models["model"][row] for row in found.scores["row"]] == found.scores["model"].tolist()
+    failed = {row.model for result in good for row in result.problems.itertuples()}
+    assert set(found.problems["model"]) == failed
+
+
+def test_what_a_terminal_would_take_as_an_order_is_dropped(tmp_path: Path) -> None:
+    orders = "\x1b[31mRED\x1b]0;title\x07\x9b1m"
+    results = read(
+        tmp_path,
+        {
+            "org/model/results_1.json": ours(
+                NQ, failed={f"xsum{orders}": orders}, absent={"cnndm": {f"factkb{orders}": orders}}, license=orders
+            )
+        },
+    )
+    texts = [*results.problems[["task", "metric", "reason"]].to_numpy().ravel(), *results.models["license"]]
+    assert [text for text in texts if not text.isprintable()] == []
+    assert results.problems["reason"].tolist() == [" [31mRED ]0;title  1m"] * 2
 
 
 def test_labels_and_names_of_tasks_are_unique() -> None:

@@ -28,6 +28,7 @@ from pydantic import (
 from parcontrol.leaderboard.store.base import check_path, quoted
 
 MAX_REQUEST_BYTES = 256 * 1024
+MAX_REASON = 8000  # characters
 # With reasons of the length that events have, a history stays well below the size of a request.
 MAX_HISTORY = 100
 
@@ -210,13 +211,20 @@ def _zero_if_none(value: object) -> object:
     return 0 if value is None else value
 
 
+def _printable(text: str) -> str:
+    """The text on one line, with spaces for what cannot be shown, or what a terminal would take as an order."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def _empty_if_none(value: object) -> object:
     return "" if value is None else value
 
 
 Time = Annotated[datetime, BeforeValidator(_only_text), AfterValidator(_utc)]
 Text = Annotated[str, StringConstraints(max_length=200), AfterValidator(_check_harmless), BeforeValidator(_joined)]
-Reason = Annotated[str, StringConstraints(max_length=8000), BeforeValidator(_empty_if_none)]
+Reason = Annotated[
+    str, StringConstraints(max_length=MAX_REASON), AfterValidator(_printable), BeforeValidator(_empty_if_none)
+]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")]
 
 
@@ -397,5 +405,5 @@ def invalid_fields(error: ValidationError) -> str:
 
 def quoted_text(text: str, length: int = 80) -> str:
     """Returns a text on one line, without what cannot be shown, and never long."""
-    shown = "".join(character if character.isprintable() else " " for character in text)
+    shown = _printable(text)
     return shown if len(shown) <= length else f"{shown[:length]}…"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from parcontrol.leaderboard.records import Precision, WeightType, check_model_name
+from parcontrol.leaderboard.records import MAX_REASON, Precision, WeightType, check_model_name, quoted_text
 from parcontrol.leaderboard.registry import TaskSpec
 
 MAX_BYTES = 64 * 2**20  # a file of the harness with all tasks has less than one
@@ -116,9 +116,7 @@ def said_of_model(document: dict[str, Any]) -> dict[str, Any]:
     ours = document.get("parcontrol")
     if ours is None:
         return _public_fields(document)
-    if ours.__class__ is not dict:
-        raise ValueError(f"parcontrol is {_kind(ours)}, not an object")
-    return ours
+    return _object(ours, "parcontrol")
 
 
 def read_model(fields: Mapping[str, Any]) -> Model:
@@ -192,11 +190,11 @@ def score_reader(specs: Iterable[TaskSpec]) -> Callable[[dict[str, Any]], list[S
     wanted = _wanted(list(specs))
 
     def read_scores(document: dict[str, Any]) -> list[Score]:
-        results = document.get("results")
-        if results.__class__ is not dict:
-            raise ValueError(f"results is {_kind(results)}, not an object")
+        results = _object(document.get("results"), "results")
         public = document.get("parcontrol") is None
-        samples, versions, shots = document.get("n-samples"), document.get("versions"), document.get("n-shot")
+        samples = _object(document.get("n-samples", {}), "n-samples")
+        versions = _object(document.get("versions", {}), "versions")
+        shots = document.get("n-shot")
         scores = []
         for task, values in results.items():
             metrics = wanted.get(task)
@@ -205,8 +203,7 @@ def score_reader(specs: Iterable[TaskSpec]) -> Callable[[dict[str, Any]], list[S
                 metrics = wanted.get(f"{task}_{shots.get(task)}", metrics)
             if metrics is None:
                 continue
-            if values.__class__ is not dict:
-                raise ValueError(f"results of {task} are {_kind(values)}, not an object")
+            _object(values, f"results of {task}")
             n, version = _samples(samples, task, values), _version(versions, task)
             for column, name, key, stderr_key, scale, public_scale, most, alias in metrics:
                 value = values.get(key)
@@ -233,17 +230,36 @@ def score_reader(specs: Iterable[TaskSpec]) -> Callable[[dict[str, Any]], list[S
     return read_scores
 
 
+def read_limited(fields: Mapping[str, Any]) -> bool:
+    """Returns whether a result is from a part of the rows.
+
+    Raises:
+        ValueError: `limit` is neither null nor a number.
+    """
+    limit = fields.get("limit")
+    if limit is None:
+        return False
+    if limit.__class__ not in (int, float):
+        raise ValueError(f"limit is {_kind(limit)}, not a number")
+    return True
+
+
 def read_problems(fields: Mapping[str, Any]) -> list[Problem]:
-    """Returns why tasks or metrics are absent, as far as our block in a file says so."""
-    failed, absent = fields.get("failed"), fields.get("absent")
-    problems = []
-    if failed and failed.__class__ is dict:
-        problems += [Problem(str(task), "", str(reason)) for task, reason in failed.items()]
-    if absent and absent.__class__ is dict:
-        for task, reasons in absent.items():
-            if reasons.__class__ is dict:
-                problems += [Problem(str(task), str(metric), str(reason)) for metric, reason in reasons.items()]
+    """Returns why tasks or metrics are absent, as far as our block in a file says so; each on one printable line.
+
+    Raises:
+        ValueError: It says so in another form than {task: reason} and {task: {metric: reason}}.
+    """
+    problems = [_problem(task, "", reason) for task, reason in _object(fields.get("failed", {}), "failed").items()]
+    for task, reasons in _object(fields.get("absent", {}), "absent").items():
+        problems += [_problem(task, *said) for said in _object(reasons, "a task of absent").items()]
     return problems
+
+
+def _problem(task: str, metric: str, reason: Any) -> Problem:
+    if reason.__class__ is not str:
+        raise ValueError(f"the reason of {_quoted(task)} is {_kind(reason)}, not a string")
+    return Problem(quoted_text(task), quoted_text(metric), quoted_text(reason, MAX_REASON))
 
 
 class _Metric(NamedTuple):
@@ -298,16 +314,22 @@ def _number(value: Any, task: str, key: str) -> float | None:
     raise ValueError(f"{task}: {key} is {_kind(value)}, not a number")
 
 
-def _samples(samples: Any, task: str, values: Mapping[str, Any]) -> int | None:
+def _samples(samples: dict[str, Any], task: str, values: Mapping[str, Any]) -> int | None:
     """How many rows were evaluated."""
-    entry = samples.get(task) if samples.__class__ is dict else None
-    n = entry.get("effective") if entry.__class__ is dict else values.get("sample_len")
-    return n if n.__class__ is int and 0 <= n < 2**53 else None
+    entry = samples.get(task)
+    n = values.get("sample_len") if entry is None else _object(entry, f"n-samples of {task}").get("effective")
+    if n is not None and not (n.__class__ is int and 0 <= n < 2**53):
+        raise ValueError(f"{task}: {_quoted(n)} is no number of rows")
+    return n
 
 
-def _version(versions: Any, task: str) -> str:
-    version = versions.get(task) if versions.__class__ is dict else None
-    return _version_text(version) if version.__class__ in (str, float, int) else ""
+def _version(versions: dict[str, Any], task: str) -> str:
+    version = versions.get(task)
+    if version is None:
+        return ""
+    if version.__class__ not in (str, float, int):
+        raise ValueError(f"the version of {task} is {_kind(version)}, not a number or a string")
+    return _version_text(version)
 
 
 @lru_cache(1024)
@@ -352,6 +374,13 @@ def _public_precision(dtype: Any, arguments: Mapping[str, Any]) -> str:
     return UNKNOWN
 
 
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if value.__class__ is not dict:
+        raise ValueError(f"{name} is {_kind(value)}, not an object")
+    found: dict[str, Any] = value
+    return found
+
+
 def _model_name(value: Any) -> str:
     if value.__class__ is not str:
         raise ValueError(f"model is {_kind(value)}, not a string")
@@ -387,7 +416,7 @@ def _text(value: Any, name: str) -> str:
         return ""
     if value.__class__ is not str or len(value) > 300:
         raise ValueError(f"{name} is {_kind(value)}, not a string of at most 300 characters")
-    return value
+    return quoted_text(value, 300)
 
 
 def _conditions(fields: Mapping[str, Any]) -> str:
@@ -395,7 +424,7 @@ def _conditions(fields: Mapping[str, Any]) -> str:
     instruction = fields.get("instruction_sha256")
     if instruction is not None:
         parts.append("instruction " + _match(_SHA256, instruction, "instruction_sha256")[:12])
-    if fields.get("backend") == "dummy":
+    if _text(fields.get("backend"), "backend") == "dummy":
         parts.append("dummy model")
     return ", ".join(parts)
 
@@ -420,7 +449,7 @@ def _kind(value: Any) -> str:
 
 
 def _quoted(value: Any) -> str:
-    text = repr(value)
+    text = _kind(value) if isinstance(value, dict | list) else repr(value)  # these may be too deep for repr
     return text if len(text) <= 80 else text[:77] + "..."
 
 

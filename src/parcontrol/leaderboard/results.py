@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from parcontrol.leaderboard.records import quoted_text
 from parcontrol.leaderboard.registry import TaskSpec, registry
 from parcontrol.leaderboard.result_file import (
     IDENTITY,
@@ -27,6 +28,7 @@ from parcontrol.leaderboard.result_file import (
     parse,
     read_date,
     read_harness_version,
+    read_limited,
     read_model,
     read_problems,
     said_of_model,
@@ -36,6 +38,7 @@ from parcontrol.leaderboard.store import Store
 
 # Clocks of workers differ; a day is more than they do.
 _FUTURE_SECONDS = 86400
+_MOST_OF_REASON = 280  # characters
 _RESULT_FILE = re.compile(r"(?:^|/)results_[^/]*\.json$").search
 
 SCORE_COLUMNS = (
@@ -120,23 +123,25 @@ def _read_files(contents: Iterable[tuple[str, bytes | None]], specs: Sequence[Ta
                 raise ValueError(f"has more than {MAX_BYTES:,} bytes")
             document = parse(content)
             fields = said_of_model(document)
-            model = model_number(fields)
             date = read_date(document, path, latest)
+            limited = read_limited(fields)
+            problems = read_problems(fields)
             scores = read_scores(document)
+            # Last, so that every model that has a number has a file.
+            model = model_number(fields)
         except ValueError as error:
-            files.broken.append(Broken(path, str(error)))
+            files.broken.append(Broken(path, quoted_text(str(error), _MOST_OF_REASON)))
             continue
         number = len(files.paths)
         files.paths.append(path)
         files.model.append(model)
-        files.limited.append(fields.get("limit") is not None)
+        files.limited.append(limited)
         files.dates.append(date)
         files.harness_versions.append(read_harness_version(document))
         files.scores += scores
         files.score_file += [number] * len(scores)
-        if problems := read_problems(fields):
-            files.problems += problems
-            files.problem_file += [number] * len(problems)
+        files.problems += problems
+        files.problem_file += [number] * len(problems)
     files.broken.sort()
     return files
 
@@ -146,7 +151,8 @@ def _model_numbers(models: dict[Model, int]) -> Callable[[Mapping[str, Any]], in
     known: dict[tuple[Any, ...], int] = {}
 
     def number(fields: Mapping[str, Any]) -> int:
-        said = tuple(map(fields.get, SAID_OF_MODEL))
+        values = tuple(map(fields.get, SAID_OF_MODEL))
+        said = (*values, *map(type, values))  # P = True is no P = 1, though both are equal
         try:
             return known[said]
         except KeyError:
