@@ -3,14 +3,16 @@
 import hashlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from lm_eval.utils import apply_template
 
-from parcontrol.leaderboard.harness import build_tasks
+from parcontrol.leaderboard.harness import _replace_instruction, build_tasks
 from parcontrol.leaderboard.registry import select
 from parcontrol.leaderboard.tasks.halueval.judgement import read_judgement
 from tests.leaderboard.scripted_model import ScriptedModel, evaluate, write_rows
@@ -138,12 +140,34 @@ def build(instruction: Path, judged: Path, *names: str) -> list[Any]:
 
 @pytest.mark.parametrize("task", TAILS)
 def test_instruction_file(task: str, judged: Path, tmp_path: Path) -> None:
-    text = "Judge this: {{knowledge}} {% if %}\n\n#Knowledge#: é\n#Your Judgement#: Yes"
+    text = "Judge {{knowledge}} {% endraw %}{{ 7*7 }}{% raw %} {# '\\n\" #}\n\n#Knowledge#: é\n#Your Judgement#: Yes"
     (tmp_path / "instruction.txt").write_text(text + "\n\n", encoding="utf-8")
     (built,) = build(tmp_path / "instruction.txt", judged, task)
     prompts = [built.fewshot_context(row, num_fewshot=0) for row in built.eval_docs]
     assert prompts == [f"{text}\n\n{TAILS[task].format(**row)}" for row in rows()]
     assert built.config.metadata["instruction_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@given(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.lists(
+            st.sampled_from(
+                [*"{}%#-'\"\\\n\r\t nux1{é😀\u2028\x85\0", "endraw", "raw", "{{", "{%", "{#", "\\x7b", "7*7"]
+            )
+        ).map("".join),
+    )
+)
+@example("{% endraw %}{{ cycler.__init__.__globals__.os.getpid() }}{% raw %}")
+@example("' }}{{ 7*7 }}{{ '")
+@example("\\' }}{{ 7*7 }}{{ \\'")
+@example("{# a comment #}{%- if x -%} {{ '}}' }}")
+@example("first\n\nsecond\r\nthird\\")
+def test_an_instruction_is_only_text(text: str) -> None:
+    task = SimpleNamespace(config=SimpleNamespace(doc_to_text="old\n\n#Row#: {{row}}", metadata={}))
+    task.set_config = lambda name, value: setattr(task.config, name, value)
+    _replace_instruction(task, text)
+    assert apply_template(task.config.doc_to_text, {"row": "{{ x }}"}) == f"{text}\n\n#Row#: {{{{ x }}}}"
 
 
 def test_instruction_file_leaves_other_tasks_alone(judged: Path, tmp_path: Path) -> None:

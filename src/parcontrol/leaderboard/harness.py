@@ -143,9 +143,15 @@ def _read_instruction(specs: Sequence[TaskSpec], path: Path) -> str:
 
 
 def _replace_instruction(task: Task, instruction: str) -> None:
-    """Puts a text in front of the row; the row is what follows the last empty line of the task's template."""
+    """Puts a text in front of the row; the row is what follows the last empty line of the task's template.
+
+    The text is a string literal in the template, without a brace or a quote that Jinja could take for its own.
+    """
     row = task.config.doc_to_text.rpartition("\n\n")[2]
-    task.set_config("doc_to_text", f"{{% raw %}}{instruction}{{% endraw %}}\n\n{row}")
+    literal = instruction.encode("unicode_escape").decode("ascii")
+    for mark in "{}'\"":
+        literal = literal.replace(mark, f"\\x{ord(mark):02x}")
+    task.set_config("doc_to_text", f"{{{{ '{literal}' }}}}\n\n{row}")
     task.config.metadata["instruction_sha256"] = hashlib.sha256(instruction.encode()).hexdigest()
 
 

@@ -123,8 +123,8 @@ def _files_by_name(files: Sequence[str], config: str | None, split: str) -> list
         for says in (_stem_is, _stem_names, _folder_names):
             if chosen := [file for file in files if says(file, name, config)]:
                 return chosen
-    # No file names a split: then the repository has only one, which `datasets` calls `train`, and it is the one that was
-    # asked for. A name that says something may still stand for another configuration, or a split with a name of its own.
+    # Where no file names a split, the repository has only one, which `datasets` calls `train`: it is the one that was
+    # asked for. But a name that says something may stand for another configuration, or for a split of that name.
     usual = config is None and len(_split_names(split)) > 1
     unsplit = all((usual or _stem(file, config) in _PLAIN) and not _names_a_split(file, config) for file in files)
     return list(files) if unsplit else []
@@ -215,7 +215,7 @@ def _declared_configs(card: str) -> dict[str, dict[str, list[str]]]:
         raise ValueError(f"has a card whose header is no YAML: {' '.join(str(error).split())}") from error
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
-            f"has a card whose header is not as expected: a mapping with `configs`, a list with `data_files` ({error!r})"
+            f"has a card whose header is not as expected, with a list of `configs` that have `data_files`: {error!r}"
         ) from error
 
 
