@@ -123,6 +123,34 @@ def test_files_of_others_are_no_results_of_ours(store: Store, tmp_path: Path) ->
     assert published_tasks(store, MODEL, Conditions()) == {}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"parcontrol": {"limit": "abc"}},
+        {"parcontrol": {"limit": [1]}},
+        {"parcontrol": {"sha": ["x"]}},
+        {"parcontrol": None},
+        {"versions": ["x"]},
+        {"versions": None},
+        {"versions": {"nq_open": [1]}},
+        {"results": {"nq_open": 3}},
+    ],
+)
+def test_a_broken_file_is_no_result(
+    damage: dict[str, Any], store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(store, [finished(tmp_path, "nq_open")])
+    (document,) = documents(store)
+    for key, value in damage.items():
+        document[key] = document[key] | value if isinstance(value, dict) else value
+    (path,) = (path for path in store.snapshot().files if path.endswith(".json"))
+    update(store, lambda snapshot: {path: json.dumps(document).encode()}, "damage")
+    for conditions in (Conditions(), Conditions(limit=3)):
+        assert published_tasks(store, MODEL, conditions) == {}
+    assert damage == {"parcontrol": None} or f"{path} is set aside" in caplog.text
+    assert publish(store, [finished(tmp_path, "nq_open")]).tasks == ("nq_open",)
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # between huggingface_hub and httpx
 @pytest.mark.parametrize("place", ["local", "hub"])
 def test_of_workers_that_publish_at_once_one_wins(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

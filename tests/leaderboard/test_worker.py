@@ -175,7 +175,7 @@ def test_a_worker_that_is_told_to_end_publishes_and_gives_back(board: Board) -> 
     worker = board.worker()
     board.script["truefalse"] = worker.stop.set
     path = board.submit()
-    worker.drain(board.queue())
+    assert worker.drain(board.queue()) == 0
     request = board.request(path)
     assert (request.status, request.attempts, request.claimed_by) == (Status.PENDING, 0, None)
     assert [set(document["results"]) for document in board.published] in ([{"nq_open"}], [{"nq_open", "truefalse"}])
@@ -213,7 +213,7 @@ def test_a_worker_that_loses_its_claim_ends_the_evaluation(board: Board) -> None
         until(lambda: not any(thread.is_alive() for thread in heartbeats))
 
     board.script["truefalse"] = cancel
-    worker.drain(board.queue(lease=timedelta(seconds=0.2)))
+    assert worker.drain(board.queue(lease=timedelta(seconds=0.2))) == 0
     assert board.request(path).status is Status.CANCELLED
     assert "memo_trap" not in {task for document in board.published for task in document["results"]}
 
@@ -304,6 +304,68 @@ def test_an_old_request_is_evaluated_at_the_commit_that_its_revision_is_now(boar
     assert board.request(path).status is Status.FINISHED
     assert [document["parcontrol"]["sha"] for document in board.published] == ["c" * 40]
     assert (board.request(lost).status, board.request(lost).reason) == (Status.FAILED, "org/gone is not on the Hub")
+
+
+def test_a_model_that_cannot_be_reached_does_not_keep_others_from_being_done(board: Board) -> None:
+    lost = board.submit("org/old", sha=None, submitted_time="2020-01-01T00:00:00Z")
+    other = board.submit(submitted_time="2026-01-01T00:00:00Z")
+    seen: list[Status] = []
+
+    def find_sha(request: Request) -> str:
+        seen.append(board.request(other).status)
+        raise StoreError("look for org/old: offline mode is enabled")
+
+    assert board.worker().drain(board.queue(), find_sha=find_sha) == 1
+    assert seen == [Status.PENDING, Status.FINISHED, Status.FINISHED], "the other comes before the second attempt"
+    request = board.request(lost)
+    assert (request.status, request.attempts) == (Status.FAILED, 3)
+    assert request.reason == "look for org/old: offline mode is enabled"
+
+
+def test_an_unexpected_error_is_an_attempt_with_its_traceback_in_the_log(
+    board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    board.script["truefalse"] = AttributeError("nobody thought of this")
+    path = board.submit(submitted_time="2020-01-01T00:00:00Z")
+    other = board.submit("org/other", tasks=("nq_open",), submitted_time="2026-01-01T00:00:00Z")
+    assert board.worker().drain(board.queue()) == 1
+    assert board.request(other).status is Status.FINISHED
+    request = board.request(path)
+    assert (request.status, request.attempts) == (Status.FAILED, 3)
+    assert request.reason == "unexpected error: AttributeError('nobody thought of this')"
+    assert "Traceback" in caplog.text
+    assert all(process.stopped for process in board.processes[:3]), "none goes on with what was given up"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "reason"), [(("nq_opem",), "'nq_opem'; the nearest is 'nq_open'"), ((), "no task is named")]
+)
+def test_a_request_for_tasks_that_there_are_not_fails_with_the_reason(
+    tasks: tuple[str, ...], reason: str, board: Board
+) -> None:
+    path = board.submit(tasks=tasks)
+    assert board.worker().drain(board.queue()) == 0
+    assert (board.request(path).status, board.request(path).attempts) == (Status.FAILED, 1)
+    assert reason in board.request(path).reason
+
+
+@pytest.mark.parametrize("damage", ["no JSON", "null", '{"parcontrol": {"model": 1}}', "limit", "samples"])
+def test_a_broken_file_in_the_spool_is_set_aside(damage: str, board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = (finished(board.root / "worker" / "spool", task) for task in ("nq_open", "memo_trap"))
+    if damage == "samples":
+        bad.samples.unlink()
+    else:
+        bad.block["limit"] = "abc"
+        text = json.dumps(bad.results) if damage == "limit" else damage
+        (bad.directory / spool.RESULTS).write_text(text, encoding="utf-8")
+    board.worker().publish_leftovers()
+    assert [set(document["results"]) for document in board.published] == [{"nq_open"}]
+    (aside,) = good.directory.parent.glob("memo_trap.*.broken")
+    assert f"set aside as {aside.name}" in caplog.text
+    path = board.submit()
+    assert board.worker().drain(board.queue()) == 1
+    assert board.request(path).status is Status.FINISHED
+    assert aside.is_dir()
 
 
 def until(condition: Callable[[], bool], between: Callable[[], None] = lambda: None) -> None:

@@ -10,21 +10,22 @@ Publishing is a compare-and-swap: what somebody else has published meanwhile is 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import orjson
-
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, ModelSpec
 from parcontrol.leaderboard.evaluate.spool import Spooled, to_json
 from parcontrol.leaderboard.registry import registry
+from parcontrol.leaderboard.result_file import MAX_BYTES, parse, read_limited, read_model, said_of_model, score_reader
 from parcontrol.leaderboard.store import Snapshot, Store, update
 
+logger = logging.getLogger(__name__)
+
 _RESULT_NAME = re.compile(r"results_[^/]+\.json")
-_MAX_BYTES = 64 * 2**20
 # What the harness files by task; results of several tasks are put together by it.
 _BY_TASK = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 _BY_TASK_IN_BLOCK = ("absent", "failed", "scorers", "duration_s")
@@ -96,26 +97,30 @@ def publish(store: Store, spooled: Sequence[Spooled], failed: Mapping[str, str] 
 
 
 def _is_published(store: Store, task: Spooled, snapshot: Snapshot) -> bool:
-    block = task.block
-    model = ModelSpec(**{name: block[name] for name in ("model", "sha", "precision", "weight_type", "chat_template")})
-    conditions = Conditions(**{field.name: block[field.name] for field in fields(Conditions)})
-    return task.task in published_tasks(store, model, conditions, snapshot)
+    return task.task in published_tasks(store, task.model, task.conditions, snapshot)
 
 
 def _documents(store: Store, snapshot: Snapshot, model: str) -> Iterable[dict[str, Any]]:
-    """Yields the result files of a model that have our block; what others put there counts for nothing here."""
+    """Yields the result files of a model that have our block; others, and broken ones, count for nothing here."""
+    read_scores = score_reader(registry())
     paths = {
         path: blob
         for path, blob in snapshot.files.items()
         if path.startswith(f"{model}/") and _RESULT_NAME.fullmatch(path.removeprefix(f"{model}/"))
     }
-    for _, content in store.read_many(paths, max_bytes=_MAX_BYTES):
+    for path, content in store.read_many(paths, max_bytes=MAX_BYTES):
         try:
-            document = orjson.loads(content or b"")
-        except orjson.JSONDecodeError:
+            document = parse(content or b"")
+            if document.get("parcontrol") is None:
+                continue
+            block = said_of_model(document)
+            read_model(block)
+            read_limited(block)
+            read_scores(document)
+        except ValueError as error:
+            logger.warning("%s is set aside: %s", path, error)
             continue
-        if isinstance(document, dict) and all(isinstance(document.get(key), dict) for key in ("parcontrol", "results")):
-            yield document
+        yield document
 
 
 def _groups(tasks: Iterable[Spooled]) -> list[list[Spooled]]:

@@ -2,9 +2,10 @@
 
 What becomes of a request:
 
-- All its tasks have results, or some have and the others say why not: FINISHED. Every task failed: FAILED.
-- The model cannot be evaluated as asked for: FAILED at once, with the reason.
-- The evaluation breaks off (it is killed, memory runs out, the Hub is gone): an attempt; FAILED after the last one.
+- All its tasks have results, or some have and the others say why not: FINISHED.
+- The model cannot be evaluated as asked for, or a task does not exist: FAILED at once, with the reason.
+- The evaluation breaks off (it is killed, memory runs out, the model cannot be reached), every task fails, or anything
+  goes wrong that nobody thought of: an attempt; FAILED after the last one. Other requests come before the next attempt.
 - The worker is told to end: what is finished is published, the claim is given back, and the attempt is not counted.
 - The worker is killed: its lease expires, and whoever claims the request next does only the tasks without result.
 
@@ -34,7 +35,7 @@ from parcontrol.leaderboard.progress import ModelProgress, Progress
 from parcontrol.leaderboard.publish import publish, published_tasks, summary
 from parcontrol.leaderboard.queue import Claim, ClaimLostError, Queue
 from parcontrol.leaderboard.records import Request
-from parcontrol.leaderboard.registry import TaskSpec
+from parcontrol.leaderboard.registry import TaskSpec, select
 from parcontrol.leaderboard.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,6 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
 
-    def failures(self) -> str:
-        """The failed tasks with their reasons, in one line."""
-        return "; ".join(f"{task}: {reason}" for task, reason in self.failed.items())
-
 
 class Worker:
     """Evaluates models, one after the other.
@@ -144,7 +141,9 @@ class Worker:
         watch: bool = False,
         find_sha: Callable[[Request], str] | None = None,
     ) -> int:
-        """Evaluates requests, the oldest first, until none is waiting, and returns how many were taken.
+        """Evaluates requests, the oldest first, until none is waiting, and returns how many were finished.
+
+        A request that fails and has attempts left is tried again after the others.
 
         Args:
             queue: The queue.
@@ -159,50 +158,63 @@ class Worker:
         """
         self.publish_leftovers()
         self.start()
-        taken, busy = 0, _Skipped()
+        finished, busy = 0, _Skipped()
+        failed: set[tuple[Any, ...]] = set()
 
         def accept(request: Request) -> bool:
-            return busy.allows(request) and bool(self._tasks_of(request))
+            return request.key not in failed and busy.allows(request) and self._is_for_us(request)
 
         while not self.stop.is_set():
             claim = queue.claim(self.id, accept)
             if claim:
-                if not self._work_on(queue, claim, find_sha or _no_sha):
-                    busy.add(claim)
-                taken += 1
-            if (claim is None and not watch) or (claim and once):
-                break
-            if claim is None:
+                match self._work_on(queue, claim, find_sha or _no_sha):
+                    case Outcome():
+                        finished += 1
+                    case JobFailedError():
+                        failed.add(claim.request.key)
+                    case BusyError():
+                        busy.add(claim)
+                if once:
+                    break
+            elif failed:
+                failed.clear()
+            elif watch:
                 self.stop.wait(_SECONDS_BETWEEN_LOOKS)
-        return taken
+            else:
+                logger.info("no request is waiting for this worker")
+                break
+        return finished
 
-    def _work_on(self, queue: Queue, claim: Claim, find_sha: Callable[[Request], str]) -> bool:
-        """Evaluates one request; returns False if another process here is at it."""
+    def _work_on(self, queue: Queue, claim: Claim, find_sha: Callable[[Request], str]) -> Outcome | Exception:
+        """Evaluates one request and returns what became of it."""
         request = claim.request
+        result: Outcome | Exception
         with _Heartbeat(queue, claim) as heartbeat:
             try:
-                model = _resolved(request, find_sha)
-                result: Outcome | Exception = self.evaluate(
-                    model, self._tasks_of(request), claim.path, heartbeat.lost.is_set
-                )
+                model, tasks = self._resolved(request, find_sha)
+                outcome = self.evaluate(model, tasks, claim.path, heartbeat.lost.is_set)
+                result = outcome if outcome.done or outcome.there else _all_failed(outcome)
             except (StoppedError, BusyError, ClaimLostError, JobFailedError) as error:
                 result = error
             except StoreError:
                 heartbeat.stop()
                 self._give_back(queue, claim)
                 raise
+            except Exception as error:  # one request must not keep the others from being done
+                logger.exception("%s: unexpected error", request.model)
+                if self._process:
+                    self._process.stop()  # it may still be at it
+                result = JobFailedError(f"unexpected error: {error!r}")
         try:
             self._settle(queue, claim, result)
         except ClaimLostError as error:
             logger.warning("%s", error)
-        return not isinstance(result, BusyError)
+            return error
+        return result
 
     def _settle(self, queue: Queue, claim: Claim, result: Outcome | Exception) -> None:
         name = claim.request.model
         match result:
-            case Outcome(done=[], there=[], failed=failed) if failed:
-                logger.error("%s: every task failed: %s", name, result.failures())
-                queue.fail(claim, f"every task failed: {result.failures()}")
             case Outcome():
                 queue.finish(claim)
             case JobFailedError():
@@ -219,9 +231,24 @@ class Worker:
         except (StoreError, ClaimLostError) as error:
             logger.warning("the claim on %s could not be given back: %s", claim.path, error)
 
+    def _is_for_us(self, request: Request) -> bool:
+        try:
+            return bool(self._tasks_of(request))
+        except ValueError:
+            return True  # it is taken to be failed, with the reason
+
     def _tasks_of(self, request: Request) -> list[str]:
-        names = [spec.name for spec in self._settings.tasks]
-        return [name for name in names if request.tasks is None or name in request.tasks]
+        wanted = None if request.tasks is None else select(request.tasks)
+        return [spec.name for spec in self._settings.tasks if wanted is None or spec in wanted]
+
+    def _resolved(self, request: Request, find_sha: Callable[[Request], str]) -> tuple[ModelSpec, list[str]]:
+        try:
+            tasks = self._tasks_of(request)
+            return request_spec(request, request.sha or find_sha(request)), tasks
+        except ValueError as error:
+            raise JobFailedError(str(error), final=True) from error
+        except StoreError as error:  # the model, not a repository of the board, cannot be reached
+            raise JobFailedError(str(error)) from error
 
     # --- one model ---
 
@@ -252,6 +279,7 @@ class Worker:
             if not held:
                 raise BusyError(model.model)
             outcome = Outcome()
+            spool.set_broken_aside(directory)
             self._publish(directory, outcome)
             there = published_tasks(self._results, model, self._settings.conditions)
             outcome.there = [task for task in tasks if task in there and not self._again(there[task], request)]
@@ -361,8 +389,15 @@ class Worker:
         """
         for directory in spool.model_directories(self._spool):
             with spool.locked(directory) as held:
-                if held:
+                if not held:
+                    continue
+                spool.set_broken_aside(directory)
+                try:
                     self._publish(directory, Outcome())
+                except StoreError:
+                    raise
+                except Exception:  # what one model left must not keep the others from being done
+                    logger.exception("%s cannot be published, and stays where it is", directory)
 
     def _publish(self, directory: Path, outcome: Outcome) -> None:
         finished = list(spool.finished_tasks(directory).values())
@@ -385,11 +420,9 @@ class Worker:
         spool.remove(finished)
 
 
-def _resolved(request: Request, find_sha: Callable[[Request], str]) -> ModelSpec:
-    try:
-        return request_spec(request, request.sha or find_sha(request))
-    except ValueError as error:
-        raise JobFailedError(str(error), final=True) from error
+def _all_failed(outcome: Outcome) -> JobFailedError:
+    reasons = "; ".join(f"{task}: {reason}" for task, reason in outcome.failed.items())
+    return JobFailedError(f"every task failed: {reasons}")
 
 
 def _no_sha(request: Request) -> str:

@@ -82,8 +82,8 @@ def _drain(worker: Worker, requests: Store, args: argparse.Namespace, settings: 
     def find_sha(request: Request) -> str:
         return find_model(request.model, request.revision, settings).sha
 
-    taken = worker.drain(Queue(requests), once=args.once, watch=args.watch, find_sha=find_sha)
-    logger.info("%s", f"{taken} request{'' if taken == 1 else 's'} done" if taken else "no request is waiting")
+    finished = worker.drain(Queue(requests), once=args.once, watch=args.watch, find_sha=find_sha)
+    logger.info("%d request%s finished", finished, "" if finished == 1 else "s")
     return 0
 
 

@@ -10,22 +10,30 @@ its lock, which the system releases when that process ends, however it ends.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import orjson
 import zstandard
 
+from parcontrol.leaderboard.evaluate.model_spec import Conditions, ModelSpec
+from parcontrol.leaderboard.registry import select
+from parcontrol.leaderboard.result_file import parse, read_limited
 from parcontrol.runs import atomic_directory
+
+logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 SAMPLES = "samples.jsonl.zst"
 _LOCK = ".lock"
+_BROKEN = ".broken"  # ends the name of a task's directory that was set aside
 
 # JSON has no NaN: orjson writes null. Keys of harness results may be numbers.
 _JSON = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -50,6 +58,17 @@ class Spooled:
         """Our part of the results."""
         block: dict[str, Any] = self.results["parcontrol"]
         return block
+
+    @property
+    def model(self) -> ModelSpec:
+        """Whose results they are."""
+        names = ("model", "sha", "precision", "weight_type", "chat_template")
+        return ModelSpec(**{name: self.block[name] for name in names})
+
+    @property
+    def conditions(self) -> Conditions:
+        """What else they depend on."""
+        return Conditions(**{field.name: self.block[field.name] for field in fields(Conditions)})
 
     @property
     def samples(self) -> Path:
@@ -96,11 +115,25 @@ def finished_tasks(directory: Path) -> dict[str, Spooled]:
     Raises:
         ValueError: A result file there is not ours.
     """
-    if not directory.is_dir():
-        return {}
-    found = [entry for entry in directory.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+    found = _task_directories(directory)
     found.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name))
     return {entry.name: _read(entry) for entry in found}
+
+
+def set_broken_aside(directory: Path) -> None:
+    """Renames the tasks in a model's directory that are no results of ours, so that they stop nobody."""
+    for entry in _task_directories(directory):
+        try:
+            _read(entry)
+        except ValueError as error:
+            aside = entry.with_name(f"{entry.name}.{time.time_ns()}{_BROKEN}")
+            entry.rename(aside)
+            logger.error("%s; set aside as %s", error, aside.name)
+
+
+def _task_directories(directory: Path) -> list[Path]:
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return [entry for entry in entries if entry.is_dir() and entry.name[0] != "." and entry.suffix != _BROKEN]
 
 
 def remove(tasks: Iterable[Spooled]) -> None:
@@ -143,12 +176,18 @@ def locked(directory: Path) -> Iterator[bool]:
 def _read(directory: Path) -> Spooled:
     path = directory / RESULTS
     try:
-        results = orjson.loads(path.read_bytes())
-        if not isinstance(results["parcontrol"]["model"], str) or not isinstance(results["results"], dict):
-            raise TypeError("no results with a parcontrol block")
+        results = parse(path.read_bytes())
+        task = Spooled(directory.name, directory, results)
+        if not task.samples.is_file():
+            raise FileNotFoundError(SAMPLES)
+        if not all(isinstance(results[part][task.task], dict) for part in ("results", "n-samples")):
+            raise TypeError(f"results of {task.task} are no object")
+        select([task.task])
+        read_limited(task.block)
+        _ = task.model, task.conditions
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of ours: {error!r}; move it away") from error
-    return Spooled(directory.name, directory, results)
+        raise ValueError(f"{path} is no result of ours: {error!r}") from error
+    return task
 
 
 def _plain(value: Any) -> Any:
