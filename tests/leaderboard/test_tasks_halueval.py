@@ -114,7 +114,58 @@ def test_scores_by_hand(task: str, judged: Path) -> None:
             (reply, None)
             for reply in ("There is no information", "The summary is no hallucination", "So no claim fails")
         ),
-        *((reply, None) for reply in ("The answer is yes. The answer is no.", "I can't say yes", "1. No", "<think>No")),
+        *((reply, None) for reply in ("The answer is yes. The answer is no.", "I can't say yes", "<think>No")),
+        # "no" in front of a word judges nothing; what is said later may
+        *(
+            (reply, None)
+            for reply in (
+                "No doubt it is hallucinated",
+                "No question, this is a hallucination",
+                "**No** doubt it is hallucinated",
+                "No *evidence* supports it",
+                "The answer is no longer correct, so it is hallucinated",
+                "The answer is no match for the knowledge",
+                "The answer has **no** support",
+                "The response is no good: it is hallucinated",
+                "It is no good",
+                "response: no such fact",
+                "Sure, no problem!",
+                "No hallucination-free answer",
+                "Is it supported? Yes.",
+                "Not hallucinated: Yes",
+                "No? Maybe",
+            )
+        ),
+        *(
+            (reply, "yes")
+            for reply in (
+                "No evidence for this claim; hallucinated: Yes",
+                "No information supports this, so Yes",
+                "No doubt: **Yes**",
+                "Is it hallucinated? Yes.",
+                "**Hallucinated**: Yes",
+                "The answer should be Yes",
+                "It is yes",
+                "1. Yes",
+                "Sure! Yes",
+                "Yes the year is wrong",
+            )
+        ),
+        *(
+            (reply, "no")
+            for reply in (
+                "</think> No",
+                "ok</think>\n\nNo",
+                "Yes? Hmm.</think>No.",
+                "1. No",
+                "Is it a hallucination? No",
+                "It is no hallucination.",
+                "No\nThe year is right",
+                "No because it is supported",
+                "**No**\nIt is supported",
+                "Hmm, no.",
+            )
+        ),
     ],
 )
 def test_reading(reply: str, judgement: str | None) -> None:
