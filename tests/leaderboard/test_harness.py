@@ -232,6 +232,25 @@ def test_old_and_new_names_of_a_repository(repo: str, tmp_path: Path) -> None:
     assert prompts("nq_open", tmp_path)[0] == "Q: q0?\nA:"
 
 
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("truthfulqa_mc1", "truthful_qa"),
+        ("truthfulqa_gen", "truthful_qa"),
+        ("squadv2", "squad_v2"),
+        ("squadv2", "rajpurkar/squad_v2"),
+        ("triviaqa", "mandarjoshi/trivia_qa"),
+        ("cnndm", "abisee/cnn_dailymail"),
+    ],
+)
+def test_other_names_of_a_repository(task: str, name: str, tmp_path: Path) -> None:
+    (spec,) = select([task])
+    file = tmp_path / "datasets" / name / (spec.config or "squad_v2") / f"{spec.split}-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_rows(spec, str(tmp_path))["data_files"] == {spec.split: [str(file)]}
+
+
 def test_a_folder_in_the_working_directory_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "mirror", "nq_open/nq_open/validation.jsonl", [{"question": "q", "answer": ["a"]}] * 9)
     (tmp_path / "nq_open").mkdir()

@@ -55,7 +55,7 @@ class TaskSpec:
         group: Group of the task.
         version: Version of the task; numbers of different versions are not comparable.
         dataset: Repository on the Hub.
-        moved_to: The repository's present name, where `dataset` is one that the Hub redirects.
+        other_names: Further names of the repository, old and new, under which a mirror may have it.
         config: Configuration of the dataset; None when it has only one.
         revision: Branch of the repository; None for the main one.
         split: The split that is evaluated, and that worked examples are taken from.
@@ -72,7 +72,7 @@ class TaskSpec:
     group: Group
     version: float
     dataset: str
-    moved_to: str | None
+    other_names: tuple[str, ...]
     config: str | None
     revision: str | None
     split: str
@@ -90,8 +90,8 @@ class TaskSpec:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Names of the repository, the old one first."""
-        return (self.dataset, self.moved_to) if self.moved_to else (self.dataset,)
+        """Names of the repository in a mirror, `dataset` first."""
+        return (self.dataset, *self.other_names)
 
 
 @cache
@@ -102,8 +102,8 @@ def registry() -> tuple[TaskSpec, ...]:
 
 
 def _spec(entry: dict) -> TaskSpec:
-    columns = tuple(Column(**column) for column in entry.pop("columns"))
-    return TaskSpec(**entry | {"columns": columns, "scored_later": tuple(entry["scored_later"])})
+    lists = {name: tuple(entry[name]) for name in ("other_names", "scored_later")}
+    return TaskSpec(**entry | lists | {"columns": tuple(Column(**column) for column in entry["columns"])})
 
 
 def select(names: Sequence[str]) -> list[TaskSpec]:
