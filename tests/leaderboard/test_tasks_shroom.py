@@ -53,6 +53,40 @@ def test_prompt(tmp_path: Path) -> None:
     assert [answer for _, answer in model.asked[:2]] == [f" {YES}", f" {NO}"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "did"), [("DM", "explained the meaning of a word"), ("MT", "translated"), ("PG", "put its source into")]
+)
+@pytest.mark.parametrize("other", [{}, {"task": "definition modeling"}])
+def test_the_split_says_what_the_system_did(kind: str, did: str, other: dict[str, str], tmp_path: Path) -> None:
+    bare = {key: value for key, value in row("a dog", 1.0).items() if key != "task"}
+    write_rows(tmp_path, f"pminervini/shroom/{kind}.jsonl", [bare | other] * 2)
+    model = ScriptedModel(likelihood=lambda prompt, answer: -1.0)
+    evaluate(f"shroom_{kind.lower()}", model, tmp_path)
+    assert model.asked[0][0].startswith(f"A system {did}")
+
+
+def lower(one: dict[str, Any]) -> dict[str, Any]:
+    return one | {"label": one["label"].lower() + " ", "labels": [label.upper() for label in one["labels"]]}
+
+
+@pytest.mark.parametrize("missing", [[], ["p(Hallucination)"], ["p(Hallucination)", "label"]])
+def test_labels_in_any_case(missing: list[str], tmp_path: Path) -> None:
+    without = [{key: value for key, value in lower(one).items() if key not in missing} for one in rows()]
+    write_rows(tmp_path, "pminervini/shroom/MT.jsonl", without)
+    results = evaluate("shroom_mt", believer([0.1, 0.2, 0.3, 0.7, 0.9]), tmp_path)
+    assert results["results"]["shroom_mt"]["acc,none"] == 1
+    assert results["results"]["shroom_mt"]["spearman,none"] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"label": "Halucination"}, {"labels": [NO, "Halucination"]}])
+def test_an_unknown_label_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    write_rows(tmp_path, "pminervini/shroom/MT.jsonl", [*rows()[:2], rows()[2] | wrong])
+    with pytest.raises(
+        ValueError, match=r"task shroom_mt: .*row 3 of SHROOM has the label 'Halucination', and neither"
+    ):
+        evaluate("shroom_mt", believer([]), tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["DM", "MT", "PG"])
 def test_agreeing_model(kind: str, tmp_path: Path) -> None:
     write_rows(tmp_path, f"pminervini/shroom/{kind}.jsonl", [{**one, "task": kind} for one in rows()])

@@ -11,13 +11,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HALLUCINATION, NOT_HALLUCINATION = 0, 1  # positions of the choices
-_LABEL = "Hallucination"
-
-_SYSTEMS = {
-    "DM": "explained the meaning of a word that its source marks",
-    "MT": "translated its source",
-    "PG": "put its source into other words",
-}
+_LABELS = {"hallucination": HALLUCINATION, "not hallucination": NOT_HALLUCINATION}
 
 
 def process_docs(rows: Dataset) -> Dataset:
@@ -27,20 +21,35 @@ def process_docs(rows: Dataset) -> Dataset:
     `label`, or else from the share: what at most half of them call a hallucination is none.
 
     Raises:
-        ValueError: No row is annotated.
+        ValueError: No row is annotated, or one has a label that is neither.
     """
-    annotated = rows.filter(lambda row: _share(row) is not None).map(_add_gold)
+    annotated = rows.filter(_is_annotated, with_indices=True).map(_add_gold)
     if not len(annotated):
         raise ValueError("no row of SHROOM is annotated: p(Hallucination), labels and label are all empty")
     return annotated
 
 
-def prompt(doc: Mapping[str, Any]) -> str:
+def definition_prompt(doc: Mapping[str, Any]) -> str:
+    """Asks about the output of definition modelling."""
+    return _prompt("explained the meaning of a word that its source marks", doc)
+
+
+def translation_prompt(doc: Mapping[str, Any]) -> str:
+    """Asks about the output of machine translation."""
+    return _prompt("translated its source", doc)
+
+
+def paraphrase_prompt(doc: Mapping[str, Any]) -> str:
+    """Asks about the output of paraphrase generation."""
+    return _prompt("put its source into other words", doc)
+
+
+def _prompt(done: str, doc: Mapping[str, Any]) -> str:
     """Asks about one output. Empty fields are left out: paraphrases often have no reference, for instance."""
     texts = [("Source", doc["src"]), ("Reference", doc["tgt"]), ("Output", doc["hyp"])]
     return "\n".join(
         [
-            f"A system {_SYSTEMS[doc['task']]}. An output that says something its source and its reference do not "
+            f"A system {done}. An output that says something its source and its reference do not "
             "support is a hallucination.",
             *(f"{name}: {text.strip()}" for name, text in texts if text and text.strip()),
             "Label:",
@@ -56,15 +65,33 @@ def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]
     return {"acc": float(chosen == doc["gold"]), "spearman": (p, doc["p"])}
 
 
+def _is_annotated(row: Mapping[str, Any], index: int) -> bool:
+    try:
+        for label in row.get("labels") or []:
+            _choice(label)
+        if row.get("label"):
+            _choice(row["label"])
+    except ValueError as error:
+        raise ValueError(f"row {index + 1} of SHROOM {error}") from error
+    return _share(row) is not None
+
+
+def _choice(label: object) -> int:
+    """Position of the choice that a label names."""
+    if (choice := _LABELS.get(str(label).strip().lower())) is None:
+        raise ValueError(f"has the label {label!r}, and neither 'Hallucination' nor 'Not Hallucination'")
+    return choice
+
+
 def _share(row: Mapping[str, Any]) -> float | None:
     if row.get("p(Hallucination)") is not None:
         return float(row["p(Hallucination)"])
     labels = row.get("labels")
-    return sum(label == _LABEL for label in labels) / len(labels) if labels else None
+    return sum(_choice(label) == HALLUCINATION for label in labels) / len(labels) if labels else None
 
 
 def _add_gold(row: Mapping[str, Any]) -> dict[str, Any]:
     share = _share(row)
     assert share is not None
-    hallucinated = row["label"] == _LABEL if row.get("label") else share > 0.5
-    return {"gold": HALLUCINATION if hallucinated else NOT_HALLUCINATION, "p": share}
+    majority = HALLUCINATION if share > 0.5 else NOT_HALLUCINATION
+    return {"gold": _choice(row["label"]) if row.get("label") else majority, "p": share}
