@@ -187,13 +187,3 @@ def test_help_loads_no_heavy_library():
         "assert not heavy & (set(sys.modules) - before), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
-
-
-@pytest.mark.parametrize("command", ["fit --resamples 40 --format json", "cost compare --format json"])
-def test_a_reader_that_leaves_early_is_no_error(command):
-    script = f"import sys; from parcontrol.cli.main import main; sys.exit(main({command.split()!r}))"
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 0
-    process.stderr.close()

@@ -1,5 +1,6 @@
 """The command `parcontrol`: what it lists, that listing costs nothing, and how it refuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,38 @@ def test_an_interrupt_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> 
 
     assert run_command(command) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cost compare --format json",
+        "cost --help",
+        "leaderboard completed",
+        "leaderboard completed --format json",
+        "leaderboard table --dry-run",
+    ],
+)
+def test_a_reader_that_leaves_early_is_no_error(command: str, tmp_path: Path) -> None:
+    script = f"import sys; from parcontrol.cli.main import main; sys.exit(main({command.split()!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PARCONTROL_LEADERBOARD": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert (errors, process.returncode) == (b"", 0)
+
+
+def test_other_broken_pipes_are_errors() -> None:
+    def command(argv: object) -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_command(command)
 
 
 def test_the_console_script_is_installed() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from parcontrol.analysis.accelerators import DEFAULT_ACCELERATOR, find_accelerator
 from parcontrol.analysis.cost import GIB, Cost, ModelShape, Rates, Workload, predict
-from parcontrol.cli.output import print_whole
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 SWEEP_P = (1, 2, 4, 8)
@@ -97,7 +96,7 @@ def _cost(argv: list[str], abbreviations: bool) -> int:
     if args.format == "json":
         _print_json({**settings, **asdict(workload), **cost.as_dict()})
     else:
-        print_whole(str(cost))
+        print(cost)
     return 0
 
 
@@ -142,7 +141,7 @@ def _sweep(
         }
         _print_json({**settings, "sweep": rows})
     else:
-        print_whole(_sweep_tables(costs))
+        print(_sweep_tables(costs))
     if args.plot:
         from parcontrol.analysis.cost_plots import plot_sweep
         from parcontrol.analysis.figures import save_figure
@@ -185,7 +184,7 @@ def _compare(argv: list[str]) -> int:
     if args.format == "json":
         _print_json(comparison.as_dict())
     else:
-        print_whole(str(comparison))
+        print(comparison)
     if args.plot:
         from parcontrol.analysis.cost_plots import plot_comparison
         from parcontrol.analysis.figures import save_figure
@@ -235,7 +234,7 @@ def _measure(argv: list[str]) -> int:
     if args.format == "json":
         _print_json(measurement.as_dict())
     else:
-        print_whole(str(measurement))
+        print(measurement)
     if args.plot:
         from parcontrol.analysis.figures import save_figure
         from parcontrol.measure.plots import plot_measurement
@@ -245,7 +244,7 @@ def _measure(argv: list[str]) -> int:
 
 
 def _print_json(value: object) -> None:
-    print_whole(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from parcontrol.analysis import published
-from parcontrol.cli.output import print_whole
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 # What L(P) at one size cannot tell by itself is taken from the published fit on this corpus.
@@ -81,7 +80,7 @@ def _fit(args: argparse.Namespace) -> int:
         text = to_csv(reports).removesuffix("\n")
     else:
         text = "\n\n\n".join(map(str, reports))
-    print_whole(text)
+    print(text)
     if args.plot:
         from parcontrol.analysis.figures import save_figure
         from parcontrol.analysis.law_plots import plot

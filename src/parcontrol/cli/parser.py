@@ -1,4 +1,4 @@
-"""What all commands share: how they refuse what they are given."""
+"""What all commands share: how they refuse what they are given, and how they end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from parcontrol.cli.output import let_readers_leave
 from parcontrol.config import nearest_key
 
 USAGE_ERROR = 2
@@ -49,8 +50,10 @@ def print_error(error: BaseException, debug: bool = False) -> None:
 def run_command(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; Ctrl-C ends it with one line instead of a traceback.
 
-    A training run that is under way handles the signal itself and writes a checkpoint first.
+    A training run that is under way handles the signal itself and writes a checkpoint first. A reader of its
+    output that leaves early stops nothing.
     """
+    let_readers_leave()
     try:
         return command(argv)
     except KeyboardInterrupt:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parcontrol.cli.output import print_whole
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print_error(error)
         return USAGE_ERROR
-    print_whole(f"{_text(report.document)}\n\n{paths[0]} and {len(paths) - 1} files beside it")
+    print(f"{_text(report.document)}\n\n{paths[0]} and {len(paths) - 1} files beside it")
     return 0
 
 
