@@ -165,7 +165,7 @@ def test_a_cache_of_another_number_of_streams_is_refused():
     model = tiny_parscale(4, 5)
     cache = model(tokens(1, 4), use_cache=True).past_key_values
     model.set_streams(2)
-    with pytest.raises(ValueError, match="the cache holds 4 rows, made with 4 streams, but 2 streams of batch 1 need 2"):
+    with pytest.raises(ValueError, match="4 rows, made with 4 streams, but 2 streams of batch 1 need 2"):
         model(tokens(1, 1), past_key_values=cache)
     with pytest.raises(ValueError, match="2 streams of batch 2 need 4"):  # as many rows, of other streams
         model(tokens(2, 1), past_key_values=cache)
