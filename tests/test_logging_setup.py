@@ -40,7 +40,9 @@ def entries(path: Path) -> list[dict[str, Any]]:
 def test_one_json_object_per_message(tmp_path: Path) -> None:
     path = setup_logging("INFO", tmp_path / "a" / "logs", "P2_run")
     before = datetime.now(UTC)
-    logging.getLogger("parcontrol.training").info("step %d\nof %s", 3, "größer", extra={"loss": 2.5})
+    logging.getLogger("parcontrol.training").info(
+        "step %d\nof %s", 3, "größer", extra={"loss": 2.5, "_library_mark": 1}
+    )
     (entry,) = entries(path)
     assert path == tmp_path / "a" / "logs" / "P2_run.jsonl"
     assert abs((datetime.fromisoformat(entry.pop("time")) - before).total_seconds()) < 60

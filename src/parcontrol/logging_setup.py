@@ -72,7 +72,8 @@ class JsonLinesFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        extra = {k: v for k, v in vars(record).items() if k not in _STANDARD_FIELDS}
+        # Libraries mark records for themselves with private attributes, Ray each one since it was imported.
+        extra = {k: v for k, v in vars(record).items() if k not in _STANDARD_FIELDS and not k.startswith("_")}
         entry |= {key: _plain(value) for key, value in extra.items() if key not in entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -44,7 +45,9 @@ class Place(NamedTuple):
         constants.HF_HUB_OFFLINE = False
         constants.HF_HOME = str(self.folder / "cache")
         constants.HF_HUB_CACHE = str(self.folder / "cache/hub")
-        return HubStore(REPOSITORY, SecretStr(TOKEN), self.endpoint, TROUBLE, CONFLICTS)
+        # All the failures that a test plants may meet one worker, one after the other.
+        patient = replace(TROUBLE, attempts=200)
+        return HubStore(REPOSITORY, SecretStr(TOKEN), self.endpoint, patient, CONFLICTS)
 
     def settings(self) -> Settings:
         """The settings of a front end; models are found in the mirror."""

@@ -72,5 +72,11 @@ def test_a_script_passes_on_the_exit_code_and_one_line(
 
 
 def test_make_lists_style_and_quality(repository: Path) -> None:
-    done = subprocess.run(["make", "help"], cwd=repository / "leaderboard", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=repository / "leaderboard",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["help", "style", "quality"]
