@@ -159,7 +159,9 @@ def check_path(path: str) -> str:
 
 def blob_id(content: bytes) -> str:
     """Returns the name that git and the Hub give to a content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def quoted(value: object, length: int = 80) -> str:

@@ -220,10 +220,13 @@ class LocalStore:
                 fd = os.open(f"{self.directory}/{path}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except (FileNotFoundError, NotADirectoryError):
                 return False, None
-            with open(fd, "rb") as file:
-                if max_bytes is not None and os.fstat(fd).st_size > max_bytes:
+            try:
+                size = os.fstat(fd).st_size
+                if max_bytes is not None and size > max_bytes:
                     return True, None
-                content = file.read()
+                content = b"".join(_chunks(fd, size))
+            finally:
+                os.close(fd)
         return blob_id(content) == blob, content
 
     # --- writing ---
@@ -307,7 +310,7 @@ class LocalStore:
             file = known.get(path, _GONE)
             if file.blob and (file.size, file.mtime_ns) == (status.st_size, status.st_mtime_ns):
                 continue
-            blob = _blob_id_of_file(self.directory / path, status.st_size)
+            blob = _blob_id_of_file(f"{self.directory}/{path}", status.st_size)
             if blob is not None:
                 found[path] = _File(blob, status.st_size, status.st_mtime_ns)
         if found:
@@ -442,16 +445,27 @@ def _insert_commit(index: sqlite3.Connection, revision: str, message: str) -> in
     return index.execute("INSERT INTO commits (revision, time, message) VALUES (?, ?, ?)", row).lastrowid
 
 
-def _blob_id_of_file(path: Path, size: int) -> str | None:
+def _blob_id_of_file(path: str, size: int) -> str | None:
     """The blob id of a file of any size; None if it goes away or changes meanwhile: the next scan will see it."""
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-            return digest.hexdigest() if file.tell() == size else None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    try:
+        read = 0
+        for chunk in _chunks(fd, size):
+            digest.update(chunk)
+            read += len(chunk)
+    finally:
+        os.close(fd)
+    return digest.hexdigest() if read == size else None
+
+
+def _chunks(fd: int, size: int) -> Iterator[bytes]:
+    """The content of an open file of about `size` bytes, at most 1 MiB at a time, without the cost of a file object."""
+    while chunk := os.read(fd, min(size + 1, 1 << 20)):
+        yield chunk
 
 
 def _sync_all(paths: Sequence[Path]) -> None:
