@@ -181,8 +181,18 @@ HOLD_WITH_CHILD = HOLD.replace(
     'print("locked", flush=True)',
     """
 import multiprocessing, time
-child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+context = multiprocessing.get_context("fork")
+running = context.Event()
+
+
+def work():
+    running.set()
+    time.sleep(600)
+
+
+child = context.Process(target=work)
 child.start()
+running.wait()
 print("locked", flush=True)
 print(child.pid, flush=True)
 """,
