@@ -23,8 +23,10 @@ from parcontrol.leaderboard.store import Stores, open_stores, update
 from tests.faults.leaderboard_worker import TASKS
 from tests.leaderboard.stores import TOKEN, online_hub
 
+# Nobody is killed in peace: no lease may end there, however slow the machine is.
+LEASE_SECONDS_IN_PEACE = 3600.0
 LEASE_SECONDS = 10.0
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 500.0
 OVER = {Status.FINISHED, Status.FAILED, Status.CANCELLED}
 
 
@@ -51,7 +53,7 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     ("workers", "requests", "kills"),
     [
         pytest.param(2, 6, 1, id="few"),
-        pytest.param(8, 200, 16, id="many", marks=[pytest.mark.full, pytest.mark.timeout(600)]),
+        pytest.param(8, 200, 16, id="many", marks=[pytest.mark.full, pytest.mark.timeout(1200)]),
     ],
 )
 def test_no_task_is_lost_or_done_twice(workers: int, requests: int, kills: int) -> None:
@@ -59,13 +61,14 @@ def test_no_task_is_lost_or_done_twice(workers: int, requests: int, kills: int) 
     settings = Settings.from_environment()
     stores = open_stores(settings)
     chance = random.Random(workers)
-    with crew(workers, settings.root) as team:
-        undisturbed = submit(stores, "calm", requests)
+    undisturbed = submit(stores, "calm", requests)
+    with crew(workers, settings.root, LEASE_SECONDS_IN_PEACE) as team:
         wait_until(lambda: all_over(stores, undisturbed), team)
-        evaluated = Counter(evaluations(settings.root))
-        assert evaluated == {(model, task): 1 for model in undisturbed for task in TASKS}
+    evaluated = Counter(evaluations(settings.root))
+    assert evaluated == {(model, task): 1 for model in undisturbed for task in TASKS}
 
-        disturbed = submit(stores, "wild", requests)
+    disturbed = submit(stores, "wild", requests)
+    with crew(workers, settings.root, LEASE_SECONDS) as team:
         for _ in range(kills):
             time.sleep(chance.uniform(0.2, 1.5))
             team.kill(chance, replace=kills > 1)
@@ -79,13 +82,13 @@ def test_no_task_is_lost_or_done_twice(workers: int, requests: int, kills: int) 
 class Crew:
     """Worker processes."""
 
-    def __init__(self, count: int, root: Path) -> None:
-        self.root = root
+    def __init__(self, count: int, root: Path, lease_seconds: float) -> None:
+        self.root, self.lease_seconds = root, lease_seconds
         self.processes = [self._start() for _ in range(count)]
         self.killed: list[psutil.Process] = []
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.faults.leaderboard_worker", str(LEASE_SECONDS)]
+        command = [sys.executable, "-m", "tests.faults.leaderboard_worker", str(self.lease_seconds)]
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "console.txt").open("ab") as console:
             return subprocess.Popen(command, stdout=console, stderr=console)
@@ -106,9 +109,9 @@ class Crew:
 
 
 @contextmanager
-def crew(count: int, root: Path) -> Iterator[Crew]:
+def crew(count: int, root: Path, lease_seconds: float) -> Iterator[Crew]:
     """Runs workers for the block; SIGTERM ends them, and nothing of those that were killed is left."""
-    team = Crew(count, root)
+    team = Crew(count, root, lease_seconds)
     try:
         yield team
         for process in team.processes:

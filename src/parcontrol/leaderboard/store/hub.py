@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -367,11 +367,12 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def _prune(cache: Path) -> None:
-    """Removes contents that nobody has read for long."""
+    """Removes contents that nobody has read for long; other processes may do so, or write, at the same time."""
     oldest = time.time() - _CACHE_DAYS * 24 * 3600
     for file in cache.glob("*/*"):
-        if file.stat().st_mtime < oldest:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime < oldest:
+                file.unlink()
 
 
 def _limit_waiting() -> None:
