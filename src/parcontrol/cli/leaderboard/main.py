@@ -18,6 +18,7 @@ COMMANDS = {
     "cancel": Command("parcontrol.cli.leaderboard.queue", "withdraw a request", "cancel"),
     "table": Command("parcontrol.cli.leaderboard.table", "print the table, and write it to the leaderboard repository"),
     "analysis": Command("parcontrol.cli.leaderboard.analysis", "heat map and cluster map of models and tasks"),
+    "app": Command("parcontrol.cli.leaderboard.app", "serve the web page"),
     "upload": Command("parcontrol.cli.leaderboard.upload", "convert a dataset and upload it for the tasks"),
 }
 

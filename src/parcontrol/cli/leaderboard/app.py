@@ -1,0 +1,69 @@
+"""`parcontrol leaderboard app` and leaderboard/app.py: the leaderboard's web page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
+
+FAILED = 1
+# Where a Space wants its application to be.
+HOST, PORT = "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves the page until Ctrl-C or SIGTERM.
+
+    Returns:
+        0 at the end, 2 for bad settings, 1 when the store cannot be read or the port is taken.
+    """
+    args = _parser().parse_args(argv)
+    import socket
+
+    import uvicorn
+
+    from parcontrol.leaderboard.app.board import LiveBoard
+    from parcontrol.leaderboard.app.serve import application
+    from parcontrol.leaderboard.settings import Settings
+    from parcontrol.leaderboard.store import StoreError, open_stores
+
+    try:
+        settings = Settings.from_environment()
+        live = LiveBoard(open_stores(settings))
+        listening = socket.create_server((args.host, args.port), backlog=100)
+    except ValueError as error:
+        print_error(error)
+        return USAGE_ERROR
+    except (StoreError, OSError) as error:
+        print_error(error)
+        return FAILED
+    shown = "localhost" if args.host in ("127.0.0.1", "0.0.0.0") else args.host
+    print(f"Leaderboard with {len(live.board.table):,} models from {_place(settings)}")
+    print(f"http://{shown}:{args.port}  (Ctrl-C ends it)", flush=True)
+    config = uvicorn.Config(application(live, settings), log_level="warning", proxy_headers=False)
+    uvicorn.Server(config).run([listening])
+    return 0
+
+
+def _place(settings: object) -> str:
+    return f"{settings.results_repo} on the Hub" if settings.on_hub else str(settings.root)  # type: ignore[attr-defined]
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="parcontrol leaderboard app",
+        description="Serve the leaderboard's web page.",
+        epilog="The store is a local directory, PARCONTROL_LEADERBOARD or outputs/leaderboard, unless REPO_ID, "
+        "QUEUE_REPO and RESULTS_REPO name repositories on the Hub.",
+    )
+    parser.add_argument("--host", default=os.environ.get(HOST) or "127.0.0.1", help="default: %(default)s")
+    parser.add_argument(
+        "--port", type=int, default=os.environ.get(PORT) or 7860, help="port of this machine; default: %(default)s"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

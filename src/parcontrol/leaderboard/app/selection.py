@@ -1,0 +1,153 @@
+"""Which models a view shows, in which order: search, filters, sorting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from parcontrol.leaderboard.app.board import Board
+from parcontrol.leaderboard.app.view import View
+from parcontrol.leaderboard.model_source import NOT_STATED
+from parcontrol.leaderboard.records import ModelType
+from parcontrol.leaderboard.registry import registry
+from parcontrol.leaderboard.table import averaged_columns
+
+AVERAGES = ("Faithfulness", "Factuality")
+USUAL_SORT = "Factuality"
+
+# Upper bounds in 10⁹ parameters.
+SIZES = {"under 0.5 B": 0.5, "0.5–2 B": 2, "2–8 B": 8, "8–30 B": 30, "over 30 B": np.inf}
+UNKNOWN_SIZE = "unknown size"
+NO_STREAMS = "none"  # of models that are no ParScale models
+
+# Of the model itself: heading, what a row has, whether the highest is shown first.
+MODEL_COLUMNS = {
+    "Type": "model_type",
+    "Precision": "precision",
+    "Weights": "weight_type",
+    "Size": "params",
+    "License": "license",
+    "Chat template": "chat_template",
+    "Likes": "likes",
+    "Training tokens": "tokens",
+    "Seed": "seed",
+    "Base model": "base_model",
+    "Commit": "sha",
+    "Coverage": "done",
+}
+_FIXED = {"Model": "name", "P": "P"}
+_TEXT = ("name", "model_type", "precision", "weight_type", "license", "base_model", "sha")
+
+
+def metric_columns() -> dict[str, bool]:
+    """Returns the labels of all columns of tasks, and whether higher is better."""
+    return {column.label: column.higher_is_better for spec in registry() for column in spec.columns}
+
+
+def sort_field(label: str) -> str | None:
+    """Returns the field of the table that a heading sorts by, None if there is no such heading."""
+    fields = _FIXED | MODEL_COLUMNS
+    return label if label in AVERAGES or label in metric_columns() else fields.get(label)
+
+
+def is_ascending(label: str) -> bool:
+    """Whether the first to be shown is the smallest: the best of metrics, the first of the alphabet, the largest of
+    sizes and counts."""
+    if label in metric_columns():
+        return not metric_columns()[label]
+    return sort_field(label) in _TEXT
+
+
+def size_class(params: pd.Series) -> pd.Series:
+    """Returns the class of every size in 10⁹ parameters; zero and missing are unknown."""
+    known = params.where(params > 0).to_numpy(float, na_value=np.nan)
+    lower_bounds = list(SIZES.values())[:-1]
+    classes = np.array(list(SIZES), dtype=object)[np.searchsorted(lower_bounds, known, side="right")]
+    return pd.Series(np.where(np.isnan(known), UNKNOWN_SIZE, classes), index=params.index)
+
+
+def stream_class(streams: pd.Series) -> pd.Series:
+    """Returns the number of streams of every model as text."""
+    return streams.astype("string").fillna(NO_STREAMS)
+
+
+def type_words(model_type: str) -> str:
+    """Returns a model type without its symbol, as it is filtered by."""
+    return _WORDS.get(model_type, ModelType.UNKNOWN.value)
+
+
+_WORDS = {kind.value: kind.words for kind in ModelType}
+
+
+def coverage(table: pd.DataFrame) -> pd.Series:
+    """Returns the share of the averaged columns that every model has, in percent."""
+    groups = averaged_columns()
+    done = sum(table[f"{group}_done"] for group in groups)
+    return 100 * done / sum(map(len, groups.values()))
+
+
+def select_rows(board: Board, view: View) -> pd.DataFrame:
+    """Returns the rows of the board's table that a view shows, in its order."""
+    return sort_rows(filter_rows(board.table, view), view)
+
+
+def filter_rows(table: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Returns the rows that a view shows. A search that finds nothing shows nothing."""
+    chosen = np.ones(len(table), dtype=bool)
+    words = [word.strip() for word in view.query.split(";") if word.strip()]
+    if words:
+        chosen &= np.logical_or.reduce(
+            [table["name"].str.contains(word, case=False, regex=False).to_numpy(bool) for word in words]
+        )
+    for values, column in _class_filters(table, view):
+        if values:
+            chosen &= column().isin(values).to_numpy(bool)
+    if view.coverage:
+        chosen &= (coverage(table) >= view.coverage).to_numpy(bool)
+    if view.chat_template != "any":
+        chosen &= table["chat_template"].to_numpy(bool) == (view.chat_template == "yes")
+    return table[chosen]
+
+
+def _class_filters(table: pd.DataFrame, view: View) -> list[tuple[tuple[str, ...], Callable[[], pd.Series]]]:
+    return [
+        (view.types, lambda: table["model_type"].map(type_words)),
+        (view.precisions, lambda: table["precision"]),
+        (view.sizes, lambda: size_class(table["params"])),
+        (view.streams, lambda: stream_class(table["P"])),
+        (view.licenses, lambda: table["license"].replace("", NOT_STATED)),
+    ]
+
+
+def sort_rows(table: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Returns the rows in a view's order; rows without the value come last, equal ones in the table's order."""
+    label = view.sort if sort_field(view.sort) else USUAL_SORT
+    field = sort_field(label)
+    assert field
+    ascending = is_ascending(label) if view.ascending is None else view.ascending
+    key = (lambda column: column.str.casefold()) if field in _TEXT else None
+    return table.sort_values(field, ascending=ascending, kind="stable", na_position="last", key=key)
+
+
+def ranks(table: pd.DataFrame, view: View) -> pd.Series:
+    """Returns the place of every row by the value that is sorted by, 1 for the best; equal values share a place.
+
+    A row without the value has none, and there are no places where the order is not one of better and worse.
+    """
+    label = view.sort if sort_field(view.sort) else USUAL_SORT
+    if label not in AVERAGES and label not in metric_columns():
+        return pd.Series(pd.NA, index=table.index, dtype="Int64")
+    return table[label].rank(method="min", ascending=is_ascending(label)).astype("Int64")
+
+
+def choices(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Returns what can be filtered by, for every filter of a view: the values that the board has."""
+    return {
+        "types": [kind.words for kind in ModelType if kind.value in set(table["model_type"])],
+        "precisions": sorted(set(table["precision"])),
+        "sizes": [name for name in [*SIZES, UNKNOWN_SIZE] if name in set(size_class(table["params"]))],
+        "streams": sorted(set(stream_class(table["P"])), key=lambda text: (text != NO_STREAMS, len(text), text)),
+        "licenses": sorted(set(table["license"].replace("", NOT_STATED))),
+    }

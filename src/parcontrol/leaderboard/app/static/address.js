@@ -1,0 +1,8 @@
+(address) => {
+  // Themes and other parameters that are none of ours stay.
+  const theme = new URLSearchParams(location.search).get("__theme");
+  const wanted = new URLSearchParams(address);
+  if (theme) wanted.set("__theme", theme);
+  const search = wanted.toString() ? `?${wanted}` : "";
+  if (search !== location.search) history.replaceState(null, "", location.pathname + search);
+}
