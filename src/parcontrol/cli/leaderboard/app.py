@@ -11,6 +11,8 @@ from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 FAILED = 1
 # Where a Space wants its application to be.
 HOST, PORT = "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"
+# Taken out of the environment once the settings are read.
+TOKENS = ("H4_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 at the end, 2 for bad settings, 1 when the store cannot be read or the port is taken.
     """
     args = _parser().parse_args(argv)
+    # The one token that the page may need is given to the store by name.
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     import socket
 
     import uvicorn
@@ -31,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         settings = Settings.from_environment()
+        for variable in TOKENS:
+            os.environ.pop(variable, None)
         live = LiveBoard(open_stores(settings))
         listening = socket.create_server((args.host, args.port), backlog=100)
     except ValueError as error:

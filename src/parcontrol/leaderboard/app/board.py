@@ -154,3 +154,6 @@ class LiveBoard:
             if not self.trouble:
                 logger.warning("the last good table stays: %s", error)
             self.trouble = str(error)
+        except Exception:  # a fault of ours must not end the thread, or the page would be old without saying so
+            logger.exception("the last good table stays")
+            self.trouble = "an unexpected error, which is in the log"
