@@ -8,7 +8,6 @@ side: average linkage on the root mean square difference of these colours over w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from matplotlib.patches import Patch
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from parcontrol.leaderboard.matrix import Matrix, matrix
 from parcontrol.leaderboard.registry import TaskSpec, registry
-from parcontrol.leaderboard.table import row_labels
 
 SUFFIXES = (".png", ".svg")
 
@@ -42,47 +41,6 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "parcontrol",
 }
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """What is drawn: values of models (rows) in columns, and how good each is within its column.
-
-    Attributes:
-        models: A name for every row.
-        columns: Labels.
-        values: As in the table, NaN where there is none; models × columns.
-        goodness: From 0, the worst of the column, to 1, the best; 0.5 where all are equal.
-    """
-
-    models: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: np.ndarray
-    goodness: np.ndarray
-
-
-def matrix(table: pd.DataFrame, specs: Sequence[TaskSpec]) -> Matrix:
-    """Takes the columns of tasks out of a table, without models and columns that have no value at all.
-
-    Raises:
-        ValueError: There is no value.
-    """
-    columns = [column for spec in specs for column in spec.columns]
-    values = table[[column.label for column in columns]].to_numpy(float)
-    has = ~np.isnan(values)
-    rows, kept = has.any(axis=1), has.any(axis=0)
-    if not rows.any():
-        names = ", ".join(spec.name for spec in specs[:5]) + (", …" if len(specs) > 5 else "")
-        raise ValueError(f"no model has a result of {names}: evaluate one first, or choose other tasks with --tasks")
-    columns = [column for column, keep in zip(columns, kept, strict=True) if keep]
-    values = values[rows][:, kept]
-    sign = np.array([1 if column.higher_is_better else -1 for column in columns])
-    return Matrix(
-        models=tuple(label for label, keep in zip(row_labels(table), rows, strict=True) if keep),
-        columns=tuple(column.label for column in columns),
-        values=values,
-        goodness=_scaled(values * sign),
-    )
 
 
 def heat_map(data: Matrix) -> Figure:
@@ -167,13 +125,6 @@ def save(figure: Figure, path: Path) -> None:
             figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """From 0 to 1 within each column."""
-    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-    spread = np.where(high > low, high - low, 1)
-    return np.where(high > low, (values - low) / spread, np.where(np.isnan(values), np.nan, 0.5))
 
 
 def _tree(points: np.ndarray) -> np.ndarray | None:
