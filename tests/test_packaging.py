@@ -22,7 +22,7 @@ def test_every_dependency_has_a_pin_inside_its_range(repository: Path, project: 
     pins = read_pins(repository / "requirements.txt")
     extras = project["optional-dependencies"]
     # Sweeps on a cluster need ray; nothing here does, so it is not among the pins.
-    declared = [*project["dependencies"], *extras["leaderboard"], *extras["dev"]]
+    declared = [*project["dependencies"], *extras["leaderboard"], *extras["serve"], *extras["dev"]]
     for requirement in map(Requirement, declared):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
