@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
-from pip_requirements_parser import RequirementsFile
+from pip_requirements_parser import InstallationError, RequirementsFile
 
 CLEAN, FOUND, USAGE_ERROR, NOT_AUDITED = range(4)
 
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="requirements, with or without hashes")
     try:
         pins = read_pins(parser.parse_args(argv).files)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InstallationError, ValueError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return USAGE_ERROR
     try:
         verdict = judge(pins, pip_audit(pins))
@@ -64,7 +64,7 @@ def read_pins(files: Sequence[Path]) -> dict[str, str]:
     """Returns the version of every package by normalised name; the project itself (`-e .`) is left out.
 
     Raises:
-        OSError: A file cannot be read.
+        InstallationError: A file cannot be read.
         ValueError: A requirement is no pin, two files differ, or there is none.
     """
     pins: dict[str, str] = {}
