@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Holds the requirements that are installed, so that nothing is installed twice.
 STAMP := $(VENV)/requirements.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two processes: the suite is made for two cores, and each takes one thread.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all lint format lock audit clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,10 +35,19 @@ format: $(STAMP) ## put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: $(STAMP) ## write requirements.lock anew: the versions of requirements.txt with the hashes of all their files
+	grep -v -e '^torch==' -e '^-e ' requirements.txt | $(BIN)/uv pip compile --quiet --no-config --universal \
+	  --python-version 3.11 --no-deps --no-annotate --generate-hashes --custom-compile-command "make lock" \
+	  - --output-file requirements.lock
+
+audit: $(STAMP) ## look all pinned packages up in PyPI's database of vulnerabilities
+	$(BIN)/python supply/audit.py requirements.lock requirements.txt
+
 clean: ## remove .venv and all caches; outputs stay
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
 
+# First what has hashes, which pip checks; then the second finds only torch and the project itself missing.
 $(STAMP): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
@@ -48,5 +58,6 @@ $(STAMP): requirements.txt
 	@if cmp -s $< $@; then echo "$(VENV) is up to date"; else \
 	  echo "Installing the pinned requirements into $(VENV) (once; this takes minutes)" && \
 	  { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<; fi
+	  $(PIP_INSTALL) --require-hashes --no-deps -r requirements.lock && \
+	  $(PIP_INSTALL) -r $<; fi
 	@cp $< $@

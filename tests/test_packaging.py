@@ -22,7 +22,7 @@ def test_every_dependency_has_a_pin_inside_its_range(repository: Path, project: 
     pins = read_pins(repository / "requirements.txt")
     extras = project["optional-dependencies"]
     # Sweeps on a cluster need ray; nothing here does, so it is not among the pins.
-    declared = [*project["dependencies"], *extras["leaderboard"], *extras["dev"]]
+    declared = [*project["dependencies"], *extras["leaderboard"], *extras["serve"], *extras["dev"]]
     for requirement in map(Requirement, declared):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
@@ -88,9 +88,10 @@ if [ "$2" = venv ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi"""
         log.unlink(missing_ok=True)
         return [line for line in lines if line.startswith("-m")]
 
-    install = "-m pip install --quiet --disable-pip-version-check -r requirements.txt"
+    pip = "-m pip install --quiet --disable-pip-version-check"
+    install = [f"{pip} --require-hashes --no-deps -r requirements.lock", f"{pip} -r requirements.txt"]
     assert make(clone, "install", python=fake).returncode == 0
-    assert calls() == ["-m venv .venv", install]
+    assert calls() == ["-m venv .venv", *install]
     assert make(clone, "install", python=fake).returncode == 0
     assert calls() == []
     requirements = clone / "requirements.txt"
@@ -101,7 +102,7 @@ if [ "$2" = venv ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi"""
     requirements.write_text("six==1.17.0\n")
     os.utime(requirements, (later + 10, later + 10))
     assert make(clone, "install", python=fake).returncode == 0
-    assert calls() == [install]
+    assert calls() == install
 
 
 def test_a_failed_installation_is_tried_again(clone: Path) -> None:
@@ -114,7 +115,7 @@ if [ "$2" = pip ]; then exit 1; fi"""
 
 def test_make_help_names_the_targets(clone: Path) -> None:
     out = make(clone, "help").stdout
-    for target in ("demo", "test", "test-all", "lint", "clean"):
+    for target in ("demo", "test", "test-all", "lint", "lock", "audit", "clean"):
         assert f"\n{target} " in f"\n{out}"
 
 

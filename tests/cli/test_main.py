@@ -61,6 +61,7 @@ def test_no_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -
         "import parcontrol.config, parcontrol.runs",
         "import parcontrol.cli.main, parcontrol.cli.train, parcontrol.cli.data, parcontrol.cli.streams",
         "from parcontrol.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+        "from parcontrol.cli.main import main\ntry: main(['serve', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_nothing_heavy_is_imported_for_help(statement: str) -> None:

@@ -14,6 +14,7 @@ COMMANDS = {
     "data": Command("parcontrol.cli.data", "check what a run was trained on"),
     "streams": Command("parcontrol.cli.streams", "show how a run uses its streams"),
     "config": Command("parcontrol.cli.config", "explain the configuration keys"),
+    "serve": Command("parcontrol.cli.serve", "answer OpenAI clients with a model"),
     "cost": Command("parcontrol.cli.cost", "memory and latency of inference, by formula"),
     "fit": Command("parcontrol.cli.fit", "fit the parallel scaling law"),
     "leaderboard": Command("parcontrol.cli.leaderboard.main", "rank models by how much they hallucinate"),

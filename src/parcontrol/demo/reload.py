@@ -15,7 +15,7 @@ NEW_TOKENS = 40
 def main(directory: str, prompt: str) -> None:
     """Loads, generates greedily and prints."""
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)  # it reads the config too
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, trust_remote_code=True)
     inputs = tokenizer(prompt, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
     if "parcontrol" in sys.modules:

@@ -1,6 +1,6 @@
 """Loading a backbone by name: a directory, a mirror laid out as the Hub, or the Hub."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, ModelCard
@@ -22,7 +22,7 @@ def resolve_model(name: str, mirror: str | None = None) -> str:
 def load_backbone(
     name: str,
     revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     device: str | torch.device = "cpu",
     mirror: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -31,7 +31,7 @@ def load_backbone(
     Args:
         name: a local directory or a Hub id.
         revision: branch, tag or commit on the Hub; ignored for directories.
-        dtype: type of the weights.
+        dtype: type of the weights; "auto" keeps the one that they are saved in.
         device: where they go.
         mirror: directory with `models/<id>`, tried before the Hub.
 
