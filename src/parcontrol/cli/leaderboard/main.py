@@ -19,6 +19,7 @@ COMMANDS = {
     "table": Command("parcontrol.cli.leaderboard.table", "print the table, and write it to the leaderboard repository"),
     "analysis": Command("parcontrol.cli.leaderboard.analysis", "heat map and cluster map of models and tasks"),
     "app": Command("parcontrol.cli.leaderboard.app", "serve the web page"),
+    "space": Command("parcontrol.cli.leaderboard.space", "make the folder of a Space that serves the web page"),
     "upload": Command("parcontrol.cli.leaderboard.upload", "convert a dataset and upload it for the tasks"),
 }
 

@@ -129,10 +129,7 @@ def heat_html(board: Board, view: View) -> str:
     if found is None:
         return render("plots_heat", data=None)
     data, keys, count = found
-    groups = {
-        group: [data.columns.index(label) for label in _labels(group) if label in data.columns] for group in GROUPS
-    }
-    order = [index for indices in groups.values() for index in indices]
+    order = [data.columns.index(label) for label in measures() if label in data.columns]
     return render(
         "plots_heat",
         data=data,
