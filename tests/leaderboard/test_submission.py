@@ -16,7 +16,15 @@ from pydantic import SecretStr
 from parcontrol.cli.leaderboard.main import main
 from parcontrol.leaderboard.model_source import content_hash
 from parcontrol.leaderboard.queue import Entry, Queue
-from parcontrol.leaderboard.records import ModelType, Precision, Request, Status, WeightType, request_path
+from parcontrol.leaderboard.records import (
+    FieldError,
+    ModelType,
+    Precision,
+    Request,
+    Status,
+    WeightType,
+    request_path,
+)
 from parcontrol.leaderboard.settings import Settings
 from parcontrol.leaderboard.store import LocalStore, Store, StoreError
 from parcontrol.leaderboard.submission import DO_NOT_SUBMIT, Submission, submit
@@ -495,3 +503,45 @@ def test_the_command(
         main([*submitting, "--private"])
     assert stopped.value.code == 2
     assert "unrecognized arguments: --private" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"model_type": "unheard of"}, "model_type"),
+        ({"weight_type": "Sparse"}, "weight_type"),
+        ({"precision": "3bit"}, "precision"),
+        ({"precision": "GPTQ"}, "precision"),
+        ({"base_model": "a b"}, "base_model"),
+        ({"weight_type": "Adapter"}, "base_model"),
+        ({"weight_type": "Delta", "base_model": "org/empty"}, "base_model"),
+        ({"weight_type": "Adapter", "base_model": "org/m1"}, "model_name"),
+        ({"revision": "../x"}, "revision"),
+        ({"revision": "v2"}, "revision"),
+        ({"model": "org/empty"}, "model_name"),
+        ({"model": "<b>"}, "model_name"),
+        ({"model": "org/no-card"}, "model_name"),
+        ({"model": "org/unwanted"}, "model_name"),
+    ],
+)
+def test_a_refusal_names_the_field(
+    enter: Submit, store: Store, mirror: Path, fields: dict[str, Any], field: str
+) -> None:
+    write_model(mirror / "models/org/no-card", card=None)
+    (mirror / "models/org/empty").mkdir()
+    store.commit({DO_NOT_SUBMIT: b"org/unwanted why not"}, "list", parent=store.snapshot().revision)
+    with pytest.raises(FieldError) as error:
+        enter(**fields)
+    assert error.value.field == field
+
+
+def test_a_second_submission_is_about_the_model_and_the_limit_about_no_field(enter: Submit) -> None:
+    enter("org/m0")
+    with pytest.raises(FieldError) as error:
+        enter("org/m0")
+    assert error.value.field == "model_name"
+    for number in range(1, 5):
+        enter(f"org/m{number}")
+    with pytest.raises(ValueError, match="are allowed") as limit:
+        enter("org/m5")
+    assert not isinstance(limit.value, FieldError)

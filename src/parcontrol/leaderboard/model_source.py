@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parcontrol.leaderboard.records import Precision, WeightType, check_model_name, check_revision
+from parcontrol.leaderboard.records import FieldError, Precision, WeightType, check_model_name, check_revision
 from parcontrol.leaderboard.settings import Settings
 from parcontrol.leaderboard.store.base import quoted
 
@@ -287,9 +287,8 @@ def _in_mirror(name: str, directory: Path, revision: str, settings: Settings) ->
 
 def _only_main(name: str, revision: str) -> None:
     if revision != "main":
-        raise ValueError(
-            f"{quoted(name)} is a directory and has no revision {quoted(revision)}: leave the revision out"
-        )
+        message = f"{quoted(name)} is a directory and has no revision {quoted(revision)}: leave the revision out"
+        raise FieldError(message, "revision")
 
 
 def _on_hub(name: str, revision: str, settings: Settings) -> ModelSource:
@@ -304,7 +303,7 @@ def _on_hub(name: str, revision: str, settings: Settings) -> ModelSource:
             where = "neither in the mirror nor on the Hub" if settings.mirror else "not on the Hub, or private"
             raise ValueError(f"{name} is {where}") from error
         except RevisionNotFoundError as error:
-            raise ValueError(f"{name} has no revision {quoted(revision)}") from error
+            raise FieldError(f"{name} has no revision {quoted(revision)}", "revision") from error
 
     info = _ask(look, f"look for {name}")
     if info.gated:

@@ -8,7 +8,8 @@ reason, and nothing of it is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -31,6 +32,29 @@ MAX_REQUEST_BYTES = 256 * 1024
 MAX_REASON = 8000  # characters
 # With reasons of the length that events have, a history stays well below the size of a request.
 MAX_HISTORY = 100
+
+
+class FieldError(ValueError):
+    """Something is refused because of one field of what was filled in.
+
+    Attributes:
+        field: Its name, as in `Submission`.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@contextmanager
+def about_field(field: str) -> Iterator[None]:
+    """Says of every `ValueError` of the block which field it is about, if it does not say so itself."""
+    try:
+        yield
+    except FieldError:
+        raise
+    except ValueError as error:
+        raise FieldError(str(error), field) from error
 
 
 class Status(StrEnum):

@@ -21,11 +21,13 @@ from parcontrol.leaderboard.records import (
     SUBMITTED,
     WAITING,
     Event,
+    FieldError,
     ModelType,
     Precision,
     Request,
     Status,
     WeightType,
+    about_field,
     check_model_name,
     check_revision,
     invalid_fields,
@@ -40,6 +42,8 @@ SUBMISSIONS = 5
 PERIOD = timedelta(days=7)
 # In the requests repository: one model a line, then why; `#` begins a comment.
 DO_NOT_SUBMIT = "do_not_submit.txt"
+# Written alike: models that are shown with a mark and the reason.
+FLAGGED, WITHDRAWN = "flagged.txt", "withdrawn.txt"
 _MAX_LIST_BYTES = 1 << 20
 
 
@@ -88,14 +92,19 @@ def submit(
         The request and its path.
 
     Raises:
-        ValueError: The submission is refused; one message.
+        ValueError: The submission is refused; one message. A `FieldError` if it is because of one field.
         StoreError: The store, or the Hub, cannot be reached.
     """
-    model_type = parse_model_type(submission.model_type)
-    weight_type = _one_of(WeightType, submission.weight_type, "weight type")
-    precision = _one_of(Precision, submission.precision, "precision") if submission.precision else None
-    _check_base_model(submission.base_model, weight_type)
-    check_revision(submission.revision)
+    with about_field("model_type"):
+        model_type = parse_model_type(submission.model_type)
+    with about_field("weight_type"):
+        weight_type = _one_of(WeightType, submission.weight_type, "weight type")
+    with about_field("precision"):
+        precision = _one_of(Precision, submission.precision, "precision") if submission.precision else None
+    with about_field("base_model"):
+        _check_base_model(submission.base_model, weight_type)
+    with about_field("revision"):
+        check_revision(submission.revision)
     user = store.user() if user is None else user
 
     # What is refused anyway is refused before the model is looked at.
@@ -103,7 +112,8 @@ def submit(
     _check_wanted(submission.model_name, store)
     _check_limit(user, queue.requests(), clock())
 
-    source = find_model(submission.model_name, submission.revision, settings, submission.local_name)
+    with about_field("model_name"):
+        source = find_model(submission.model_name, submission.revision, settings, submission.local_name)
     request = _checked_request(submission, source, model_type, precision, weight_type, settings)
     return _enter(request, user, store, queue, clock)
 
@@ -137,18 +147,24 @@ def _checked_request(
     settings: Settings,
 ) -> Request:
     """The request for a model that fulfils every condition."""
-    license_name = source.license()
-    params = source.parameters(weight_type)
-    configured, base_model = source, submission.base_model
+    with about_field("model_name"):
+        license_name = source.license()
+        params = source.parameters(weight_type)
+    configured, base_model, named_in = source, submission.base_model, "model_name"
     if weight_type is not WeightType.ORIGINAL:
-        base = find_model(submission.base_model, "main", settings)
-        base_params, base_model = base.parameters(WeightType.ORIGINAL), base.model
+        with about_field("base_model"):
+            base = find_model(submission.base_model, "main", settings)
+            base_params, base_model = base.parameters(WeightType.ORIGINAL), base.model
         if weight_type is WeightType.ADAPTER:
-            _check_adapter(source)
-            configured, params = base, base_params + params
-    streams = getattr(configured.config, "parscale_n", None)
-    precision = precision or configured.precision()
-    _check_quantisation(precision, configured)
+            with about_field("weight_type"):
+                _check_adapter(source)
+            configured, params, named_in = base, base_params + params, "base_model"
+    with about_field(named_in):
+        streams = getattr(configured.config, "parscale_n", None)
+        saved = configured.precision()
+    precision = precision or saved
+    with about_field("precision"):
+        _check_quantisation(precision, configured)
     try:
         return Request(
             model=source.model,
@@ -227,15 +243,25 @@ def _enter(request: Request, user: str, store: Store, queue: Queue, clock: Calla
 
 
 def _check_wanted(name: str, store: Store) -> None:
+    unwanted = read_list(store, DO_NOT_SUBMIT)
+    if name.casefold() in unwanted:
+        why = unwanted[name.casefold()]
+        message = f"{name} is on the list of models that are not to be submitted" + (why and f": {why}")
+        raise FieldError(message, "model_name")
+
+
+def read_list(store: Store, path: str) -> dict[str, str]:
+    """Returns the models of a list in the requests repository, in lower case, each with the reason.
+
+    Raises:
+        StoreError: The repository cannot be read.
+    """
     try:
-        listed = store.read(DO_NOT_SUBMIT, max_bytes=_MAX_LIST_BYTES).decode("utf-8", errors="replace")
+        listed = store.read(path, max_bytes=_MAX_LIST_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
-        return
-    for line in listed.splitlines():
-        model, _, reason = line.partition("#")[0].strip().partition(" ")
-        if model and _same(model, name):
-            why = quoted_text(reason.strip(), 300)
-            raise ValueError(f"{name} is on the list of models that are not to be submitted" + (why and f": {why}"))
+        return {}
+    lines = (line.partition("#")[0].strip().partition(" ") for line in listed.splitlines())
+    return {model.casefold(): quoted_text(reason.strip(), 300) for model, _, reason in lines if model}
 
 
 def _check_not_there(request: Request, entries: Iterable[Entry]) -> None:
@@ -243,9 +269,10 @@ def _check_not_there(request: Request, entries: Iterable[Entry]) -> None:
         there = entry.request
         over = there.status not in WAITING and there.status not in (Status.RUNNING, Status.FINISHED)
         if not over and _is_same_model(request, there):
-            raise ValueError(
+            raise FieldError(
                 f"{request.model} at {(request.sha or request.revision)[:18]} in {request.precision}, "
-                f"{request.weight_type}, is already {there.status}"
+                f"{request.weight_type}, is already {there.status}",
+                "model_name",
             )
 
 
@@ -277,7 +304,8 @@ def _place(request: Request, queue: Queue) -> tuple[str, tuple[Event, ...]]:
     for path in (public, of_this_commit):
         if not queue.is_taken(path):
             return path, ()
-    raise ValueError(f"{request.model} cannot be submitted: another file is in the place of its request")
+    message = f"{request.model} cannot be submitted: another file is in the place of its request"
+    raise FieldError(message, "model_name")
 
 
 def _past(request: Request) -> tuple[Event, ...]:
