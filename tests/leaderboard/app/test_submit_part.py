@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +26,7 @@ from parcontrol.leaderboard.app.board import LiveBoard, read_board
 from parcontrol.leaderboard.app.limits import TokenBuckets
 from parcontrol.leaderboard.app.part import Context
 from parcontrol.leaderboard.app.queue_summary import age_text, in_line, queue_html, summarise
-from parcontrol.leaderboard.app.submission_form import LONGEST, Desk, form_html, form_values, place
+from parcontrol.leaderboard.app.submission_form import AT_ONCE, LONGEST, Desk, form_html, form_values, place
 from parcontrol.leaderboard.app.visitors import (
     NO_SIGN_IN,
     NOT_SIGNED_IN,
@@ -185,6 +187,25 @@ def test_the_limit_of_a_week_and_the_limit_of_attempts(stores: Stores, settings:
     assert desk.submit({**FORM, "model_name": "org/m5"}, other, []).entry
     clock.now += 10
     assert "too many attempts" not in desk.submit({}, HERE, []).message
+
+
+def test_only_some_submissions_are_looked_at_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(*arguments: object) -> Entry:
+        begun.release()
+        assert go_on.wait(30)
+        raise ValueError("looked at")
+
+    monkeypatch.setattr("parcontrol.leaderboard.app.submission_form.submit", slow)
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(desk.submit, FORM, HERE, []) for _ in range(AT_ONCE)]
+        for _ in range(AT_ONCE):
+            assert begun.acquire(timeout=30)
+        assert "try again in a moment" in desk.submit(FORM, HERE, []).message
+        go_on.set()
+    assert {answer.result().message for answer in answers} == {"looked at"}
+    assert desk.submit(FORM, HERE, []).message == "looked at"
 
 
 def test_somebody_from_elsewhere_names_no_directory(
@@ -447,7 +468,7 @@ def call(client: gradio_client.Client, **fields: Any) -> dict[str, Any]:
 
 
 def client_of(address: str, **more: Any) -> gradio_client.Client:
-    return gradio_client.Client(address, verbose=False, analytics_enabled=False, download_files=False, **more)
+    return gradio_client.Client(address, verbose=False, analytics_enabled=False, **more)
 
 
 def test_the_endpoint_has_the_checks_of_the_form(live: LiveBoard, settings: Settings, stores: Stores) -> None:
@@ -458,6 +479,7 @@ def test_the_endpoint_has_the_checks_of_the_form(live: LiveBoard, settings: Sett
         answer = call(client, chat_template=True)
         assert (answer["model"], answer["place"]) == ("org/m0", 1)
         assert answer["submitted_by"] == stores.requests.user()
+        assert stores.requests.read(answer["request"])
         for fields, message in [
             ({}, "model_name: org/m0 .* is already PENDING"),
             ({"model_type": "?"}, "model_type: .* is not known"),

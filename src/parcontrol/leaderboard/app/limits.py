@@ -37,10 +37,11 @@ _API_PATHS = frozenset(
 _API_PREFIXES = ("api/", "call/", "file=", "heartbeat/", "run/")
 _ADDRESS = re.compile(r"[\s/\\]*[a-z][a-z0-9+.-]*:|[\s]*[/\\]{2}", re.IGNORECASE)
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
-# Nothing is loaded from elsewhere, whatever a name or an output might have smuggled in. Gradio needs inline code.
+# Nothing is loaded from elsewhere, whatever a name or an output might have smuggled in. Gradio needs inline code, and
+# on a Space asks the Hub how the Space is.
 _CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self' https://huggingface.co"
+    "form-action 'self'; connect-src 'self' https://huggingface.co"
 )
 
 

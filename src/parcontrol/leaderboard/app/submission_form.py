@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as with_default
@@ -21,6 +22,7 @@ from parcontrol.leaderboard.submission import PERIOD, SUBMISSIONS, Submission, r
 
 # Somebody who puts a mistake right needs a handful; every attempt may ask the Hub about five things.
 ATTEMPTS, PER_SECONDS = 10, 60.0
+AT_ONCE = 4  # of all visitors
 LONGEST = 400  # characters of a field; the longest of the engine's own limits is just below
 
 TEXTS = ("model_name", "model_type", "revision", "precision", "weight_type", "base_model")
@@ -83,6 +85,7 @@ class Desk:
     ) -> None:
         self._store, self._settings, self._clock = store, settings, clock
         self._attempts = TokenBuckets(ATTEMPTS, PER_SECONDS) if attempts is None else attempts
+        self._places = threading.BoundedSemaphore(AT_ONCE)
 
     def submit(self, given: object, visitor: Visitor, entries: Sequence[Entry]) -> Answer:
         """Checks what somebody has filled in, and puts it into the queue.
@@ -114,7 +117,13 @@ class Desk:
         if not visitor.local:
             for name in ("model_name", "base_model"):
                 _check_no_directory(str(values[name]), name)
-        return submit(submission, self._store, self._settings, visitor.user, self._clock)
+        # Gradio's queue lets as many through; a direct call does not wait there.
+        if not self._places.acquire(blocking=False):
+            raise ValueError("other submissions are being looked at: try again in a moment")
+        try:
+            return submit(submission, self._store, self._settings, visitor.user, self._clock)
+        finally:
+            self._places.release()
 
     def _newest(self, entry: Entry, entries: Sequence[Entry]) -> Sequence[Entry]:
         """The requests as they are now; the submission stands, also if they cannot be read again."""

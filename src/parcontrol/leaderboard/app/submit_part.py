@@ -15,13 +15,10 @@ import gradio as gr
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
 from parcontrol.leaderboard.app.queue_summary import QueueSummary, queue_html, summarise
-from parcontrol.leaderboard.app.submission_form import Answer, Desk, form_html
+from parcontrol.leaderboard.app.submission_form import AT_ONCE, Answer, Desk, form_html
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.app.visitors import Hosting, Visitor, hosting, visitor
 from parcontrol.leaderboard.queue import utc_now
-
-# Every submission may ask the Hub about five things.
-AT_ONCE = 4
 
 
 def build(context: Context) -> Part:
@@ -113,7 +110,7 @@ class _SubmitPart:
             "precision": entered.precision.value,
             "place": answer.place,
             "submitted_by": entered.submitted_by,
-            "path": answer.entry.path,
+            "request": answer.entry.path,
         }
 
 
