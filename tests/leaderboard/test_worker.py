@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from parcontrol.leaderboard import worker as worker_module
 from parcontrol.leaderboard.evaluate import spool
 from parcontrol.leaderboard.evaluate.child import JobFailedError
+from parcontrol.leaderboard.evaluate.errors import MachineError
 from parcontrol.leaderboard.evaluate.model_spec import Conditions
 from parcontrol.leaderboard.queue import Queue
 from parcontrol.leaderboard.records import Precision, Request, Status, WeightType, request_path
@@ -335,6 +337,30 @@ def test_an_unexpected_error_is_an_attempt_with_its_traceback_in_the_log(
     assert request.reason == "unexpected error: AttributeError('nobody thought of this')"
     assert "Traceback" in caplog.text
     assert all(process.stopped for process in board.processes[:3]), "none goes on with what was given up"
+
+
+@pytest.mark.parametrize("fault", [MachineError("the disk is full"), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_fault_of_the_machine_gives_the_claim_back_and_ends_the_worker(board: Board, fault: Exception) -> None:
+    board.script["truefalse"] = fault
+    path = board.submit(submitted_time="2020-01-01T00:00:00Z")
+    other = board.submit("org/other", submitted_time="2026-01-01T00:00:00Z")
+    with pytest.raises(MachineError, match=r"the disk is full|No space left on device"):
+        board.worker().drain(board.queue())
+    assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
+    assert board.request(other).history == ()
+    assert [set(document["results"]) for document in board.published] == [{"nq_open"}]
+    assert board.processes[0].stopped
+
+
+def test_a_model_that_this_machine_cannot_look_for_is_not_at_fault(board: Board) -> None:
+    path = board.submit(sha=None)
+
+    def find_sha(request: Request) -> str:
+        raise StoreError("the Hub cannot be asked") from OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(MachineError, match="Too many open files"):
+        board.worker().drain(board.queue(), find_sha=find_sha)
+    assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ What becomes of a request:
 - The evaluation breaks off (it is killed, memory runs out, the model cannot be reached), every task fails, or anything
   goes wrong that nobody thought of: an attempt; FAILED after the last one. Other requests come before the next attempt.
 - The worker is told to end: what is finished is published, the claim is given back, and the attempt is not counted.
+- The machine is at fault (its disk is full, it has no more open files): the same, and the worker ends.
 - The worker is killed: its lease expires, and whoever claims the request next does only the tasks without result.
 
 Every finished task is on this machine's disk before the next one begins, and is published when the request ends. What
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 from parcontrol.leaderboard.evaluate import spool
 from parcontrol.leaderboard.evaluate.child import EvaluationProcess, JobFailedError
+from parcontrol.leaderboard.evaluate.errors import MachineError, machine_fault, machine_faults_named
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, Job, ModelSpec
 from parcontrol.leaderboard.evaluate.remote_code import RemoteCode, guest
 from parcontrol.leaderboard.progress import ModelProgress, Progress
@@ -155,9 +157,11 @@ class Worker:
         Raises:
             StoreError: A repository could not be reached, after all retries. Results that are not published yet stay
                 in the spool, and the next worker here publishes them.
+            MachineError: This machine cannot evaluate now; the request is given back.
         """
-        self.publish_leftovers()
-        self.start()
+        with machine_faults_named():
+            self.publish_leftovers()
+            self.start()
         finished, busy = 0, _Skipped()
         failed: set[tuple[Any, ...]] = set()
 
@@ -191,13 +195,16 @@ class Worker:
         result: Outcome | Exception
         with _Heartbeat(queue, claim) as heartbeat:
             try:
-                model, tasks = self._resolved(request, find_sha)
-                outcome = self.evaluate(model, tasks, claim.path, heartbeat.lost.is_set)
+                with machine_faults_named():
+                    model, tasks = self._resolved(request, find_sha)
+                    outcome = self.evaluate(model, tasks, claim.path, heartbeat.lost.is_set)
                 result = outcome if outcome.done or outcome.there else _all_failed(outcome)
             except (StoppedError, BusyError, ClaimLostError, JobFailedError) as error:
                 result = error
-            except StoreError:
+            except (StoreError, MachineError):
                 heartbeat.stop()
+                if self._process:
+                    self._process.stop()  # which also makes room: it may be why there are no more open files
                 self._give_back(queue, claim)
                 raise
             except Exception as error:  # one request must not keep the others from being done
@@ -272,6 +279,7 @@ class Worker:
             ClaimLostError: The claim was lost; what was finished is published.
             BusyError: Another process on this machine works on this model.
             JobFailedError: The evaluation broke off; what was finished is published.
+            MachineError: It broke off because of this machine; what was finished is published.
             StoreError: The results could not be published; they are kept in the spool.
         """
         directory = self._spool / model.directory_name
@@ -346,7 +354,7 @@ class Worker:
             try:
                 for event in self._events(self.start(), {"score": str(directory / task)}, lost):
                     absent |= event.get("absent", {})
-            except JobFailedError as error:
+            except (JobFailedError, MachineError) as error:
                 absent = spool.mark_absent(directory / task, later[task], str(error))
             for metric, reason in absent.items():
                 logger.warning("%s has no %s: %s", task, metric, reason)
@@ -396,7 +404,9 @@ class Worker:
                     self._publish(directory, Outcome())
                 except StoreError:
                     raise
-                except Exception:  # what one model left must not keep the others from being done
+                except Exception as error:  # what one model left must not keep the others from being done
+                    if machine_fault(error):
+                        raise
                     logger.exception("%s cannot be published, and stays where it is", directory)
 
     def _publish(self, directory: Path, outcome: Outcome) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from parcontrol.cli.parser import INTERRUPTED, USAGE_ERROR, OneLineParser, print_error
+from parcontrol.leaderboard.evaluate.errors import MachineError, machine_faults_named
 from parcontrol.leaderboard.evaluate.model_spec import BACKENDS, DEFAULT_SEED, Conditions, ModelSpec
 from parcontrol.leaderboard.records import Precision, Request, WeightType
 from parcontrol.leaderboard.registry import ALL, DEMO, TaskSpec, select
@@ -36,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates the models in the queue, or one directly.
 
     Returns:
-        0 when it is done; 1 when the model that was named could not be evaluated, or not on all tasks, or a repository
-        was out of reach; 2 when nothing was started because of what the user gave; 130 when a direct evaluation was
-        interrupted. Errors are one line on stderr.
+        0 when it is done; 1 when the model that was named could not be evaluated, or not on all tasks, a repository was
+        out of reach, or this machine cannot evaluate now; 2 when nothing was started because of what the user gave; 130
+        when a direct evaluation was interrupted. Errors are one line on stderr.
     """
     args = _parser().parse_args(argv)
     args.tasks = [name for text in args.tasks for name in text.split(",") if name]
@@ -47,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment()
         if args.backend == "dummy" and settings.on_hub and settings.endpoint is None:
             raise ValueError("backend 'dummy' answers at random; its results are not published on the public Hub")
-        return _run(args, settings)
+        with machine_faults_named():
+            return _run(args, settings)
+    except MachineError as error:
+        print_error(error)
+        return FAILED
     except ValueError as error:
         print_error(error)
         return USAGE_ERROR
