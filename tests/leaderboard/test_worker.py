@@ -188,6 +188,38 @@ def test_a_worker_that_is_told_to_end_publishes_and_gives_back(board: Board) -> 
     assert sorted(task for document in board.published for task in document["results"]) == sorted(TASKS)
 
 
+def test_a_task_that_hangs_fails_and_the_others_go_on(board: Board) -> None:
+    board.script["truefalse"] = [None] * 1000
+    path = board.submit(tasks=(*TASKS, "xsum"))
+    board.worker((*TASKS, "xsum"), task_seconds=0.2).drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    assert board.request(path).attempts == 1
+    assert {task for document in board.published for task in document["results"]} == {"nq_open", "memo_trap", "xsum"}
+    reasons = [document["parcontrol"]["failed"] for document in board.published]
+    assert reasons == [{"truefalse": "truefalse was not finished within 0.2 s"}]
+    assert [process.tasks for process in board.processes] == [
+        ["nq_open", "truefalse", "xsum", "memo_trap"],
+        ["xsum", "memo_trap"],
+    ]
+    assert [process.stopped for process in board.processes] == [True, False]
+    assert [order for process in board.processes for order in process.orders if "score" in order], "answers are scored"
+
+
+def test_answers_are_scored_after_the_last_task_has_hung(board: Board) -> None:
+    board.script["memo_trap"] = [None] * 1000
+    board.submit()
+    board.worker(("xsum", "memo_trap"), task_seconds=0.2).drain(board.queue())
+    assert [list(order) for order in board.processes[-1].orders] == [["score"]]
+
+
+def test_scoring_that_hangs_leaves_the_metric_absent(board: Board) -> None:
+    board.script["score xsum"] = [None] * 1000
+    path = board.submit()
+    board.worker(("xsum",), task_seconds=0.2).drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    assert "was not finished within 0.2 s" in board.published[0]["parcontrol"]["absent"]["xsum"]["factkb"]
+
+
 def test_a_lease_is_renewed_while_the_evaluation_runs(board: Board) -> None:
     lease = timedelta(seconds=0.4)
     path = board.submit()

@@ -102,6 +102,11 @@ class EvaluationProcess:
         """Whether it runs."""
         return self._process.poll() is None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has told, in `perform`, that it has imported what it needs."""
+        return self._ready
+
     def perform(self, order: dict[str, Any], poll_seconds: float = 0.5) -> Iterator[dict[str, Any] | None]:
         """Gives an order and yields its events until it has ended well; None when nothing has happened for a while.
 
