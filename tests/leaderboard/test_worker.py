@@ -21,6 +21,7 @@ from parcontrol.leaderboard.evaluate.model_spec import Conditions
 from parcontrol.leaderboard.queue import Queue
 from parcontrol.leaderboard.records import Precision, Request, Status, WeightType, request_path
 from parcontrol.leaderboard.registry import select
+from parcontrol.leaderboard.results import read_results
 from parcontrol.leaderboard.store import LocalStore, StoreError, update
 from parcontrol.leaderboard.worker import BusyError, Settings, StoppedError, Worker, request_spec
 from tests.leaderboard.evaluation import MODEL, SHA, FakeProcess, finished
@@ -382,6 +383,32 @@ def test_a_fault_of_the_machine_gives_the_claim_back_and_ends_the_worker(board: 
     assert board.request(other).history == ()
     assert [set(document["results"]) for document in board.published] == [{"nq_open"}]
     assert board.processes[0].stopped
+
+
+@pytest.mark.parametrize(("days", "said"), [(2, "2.0 days behind"), (-2, "2.0 days ahead of")])
+def test_a_wrong_clock_is_said_before_anything_is_evaluated(
+    board: Board, monkeypatch: pytest.MonkeyPatch, days: float, said: str
+) -> None:
+    monkeypatch.setattr(board.results, "now", lambda: time.time() + days * 86400)
+    path = board.submit()
+    with pytest.raises(MachineError, match=said):
+        board.worker().drain(board.queue())
+    assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
+    assert not board.evaluated
+
+
+def test_what_a_wrong_clock_has_dated_is_not_published(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    """It is evaluated again, and the table takes what is published then."""
+    late = finished(board.root / "worker" / "spool", "nq_open")
+    late.results["date"] = time.time() + 2 * 86400
+    (late.directory / "results.json").write_bytes(spool.to_json(late.results))
+    board.submit()
+    board.worker(("nq_open",)).drain(board.queue())
+    assert "lies in the future" in caplog.text
+    assert board.evaluated == ["nq_open"]
+    assert not late.directory.exists()
+    results = read_results(board.results)
+    assert (len(results.scores), results.broken) == (1, [])
 
 
 def test_a_model_that_this_machine_cannot_look_for_is_not_at_fault(board: Board) -> None:

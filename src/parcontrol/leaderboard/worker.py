@@ -39,6 +39,7 @@ from parcontrol.leaderboard.publish import publish, published_tasks, summary
 from parcontrol.leaderboard.queue import Claim, ClaimLostError, Queue
 from parcontrol.leaderboard.records import Request
 from parcontrol.leaderboard.registry import TaskSpec, select
+from parcontrol.leaderboard.result_file import FUTURE_SECONDS
 from parcontrol.leaderboard.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -296,9 +297,10 @@ class Worker:
             ClaimLostError: The claim was lost; what was finished is published.
             BusyError: Another process on this machine works on this model.
             JobFailedError: The evaluation broke off; what was finished is published.
-            MachineError: It broke off because of this machine; what was finished is published.
+            MachineError: This machine cannot evaluate, or its clock is wrong; what was finished is published.
             StoreError: The results could not be published; they are kept in the spool.
         """
+        self._check_clock()
         directory = self._spool / model.directory_name
         with spool.locked(directory) as held:
             if not held:
@@ -315,6 +317,13 @@ class Worker:
             finally:
                 self._publish(directory, outcome)
         return outcome
+
+    def _check_clock(self) -> None:
+        """Refuses to evaluate by a clock whose results would be set aside, or lose to older ones."""
+        ahead = time.time() - self._results.now()
+        if abs(ahead) > FUTURE_SECONDS:
+            days = f"{abs(ahead) / 86400:.1f} days {'ahead of' if ahead > 0 else 'behind'}"
+            raise MachineError(f"its clock is {days} that of {self._results!r}, and results would have wrong dates")
 
     def _again(self, block: dict[str, Any], request: str | None) -> bool:
         """Whether a task with this result is to be evaluated again; not if the result is of this worker and request."""
@@ -537,7 +546,7 @@ class _Heartbeat:
             except ClaimLostError:
                 self.lost.set()
                 return
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 # Nothing is lost yet: the claim stands until somebody else takes it, and then renewing says so.
                 logger.warning("the lease on %s could not be renewed: %s", self._claim.path, error)
                 wait = soon

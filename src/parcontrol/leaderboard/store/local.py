@@ -155,6 +155,10 @@ class LocalStore:
         except KeyError:
             return f"uid-{os.getuid()}"
 
+    def now(self) -> float:
+        """Returns the time by the clock of this machine."""
+        return time.time()
+
     # --- reading ---
 
     def snapshot(self) -> Snapshot:
