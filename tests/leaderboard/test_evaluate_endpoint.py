@@ -273,13 +273,13 @@ def test_an_endpoint_that_never_answers_fails_its_task_and_no_other(tmp_path: Pa
     with running(Hanging()) as server:
         conditions = Conditions(limit=1, sample_set=True, backend="openai")
         names = ("halueval_dialogue", "halueval_qa")
-        settings = Settings(tuple(select(names)), conditions, batch_size=1, task_seconds=4)
+        settings = Settings(tuple(select(names)), conditions, batch_size=1, task_seconds=6)
         model = replace(job(f"{server.url}/chat/completions", tmp_path).spec, model="org/tiny")
         with Worker(LocalStore(tmp_path / "results"), tmp_path / "worker", settings) as worker:
             outcome = worker.evaluate(model, names)
         server.answer.set()
     assert outcome.done == ["halueval_qa"]
-    assert outcome.failed == {"halueval_dialogue": "halueval_dialogue was not finished within 4 s"}
+    assert outcome.failed == {"halueval_dialogue": "halueval_dialogue was not finished within 6 s"}
     assert server.hung
 
 
