@@ -1,11 +1,12 @@
 """Reading result files and building the table against parsing the same files with orjson.
 
-Claim: 10,000 files take at most 3 x as long as `orjson.loads` of each file's content, read from disk, takes.
+Claim: 10,000 files take at most 3 x as long as `orjson.loads` of each file's content, read from disk, takes; the first
+time, when the store finds files that were put there by hand, as well as later.
 
 The files are a real result of the harness (its dummy model, one task), about 7 kB each, for 2,500 models with four
-tasks each; every value, model and date differs. They lie in a local store in a temporary directory. The row
-`first_reading` also has the store find files that were put there by hand, which it does once; `parse_only` leaves
-reading out of what is compared with.
+tasks each; every value, model and date differs. They lie in a local store in a temporary directory, which has
+an index of them for the row `table`, and makes one for `first_reading`. `parse_only` leaves reading out of what is
+compared with.
 """
 
 import copy
@@ -110,7 +111,7 @@ def main():
     files = {"files": args.files, "bytes": sum(map(len, contents))}
     rows = [
         {"what": "table", **files, "ratio": ratio(seconds["table"], seconds["parse"]), "claim": CLAIM},
-        {"what": "first_reading", **files, "ratio": ratio(seconds["first_reading"], seconds["parse"])},
+        {"what": "first_reading", **files, "ratio": ratio(seconds["first_reading"], seconds["parse"]), "claim": CLAIM},
         {"what": "parse_only", **files, "ratio": ratio(seconds["table"], seconds["parse_only"])},
     ]
     report(rows, args.json)

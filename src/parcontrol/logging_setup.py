@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
     path = log_file(directory, run_name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file_handler = logging.FileHandler(path, encoding="utf-8")
+        file_handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write the log file {path}: {error}") from error
     file_handler.setFormatter(JsonLinesFormatter())
@@ -55,6 +56,20 @@ def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
 def log_file(directory: str | Path, run_name: str) -> Path:
     """Returns where `setup_logging` writes."""
     return Path(directory) / f"{run_name}.jsonl"
+
+
+class _LogFile(logging.FileHandler):
+    """A log file on a disk that may become full: that is said once, in one line."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"warning: the log file {self.baseFilename} cannot be written: {error}", file=sys.stderr)
 
 
 class JsonLinesFormatter(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,7 @@ class FakeProcess:
     def __init__(self, script: dict[str, Any] | None = None) -> None:
         self.script = script or {}
         self.orders: list[dict[str, Any]] = []
-        self.stopped = False
+        self.stopped, self.ready = False, True
 
     @property
     def alive(self) -> bool:
@@ -85,15 +86,17 @@ class FakeProcess:
         for task in job["tasks"]:
             yield {"event": "task", "task": task}
             yield None
-            answered = list(self._answer(task, []))
-            yield from answered
-            if not any(event and event["event"] == "refused" for event in answered):
+            refused = False
+            for event in self._answer(task, []):
+                refused |= event is not None and event["event"] == "refused"
+                yield event
+            if not refused:
                 about = {"forced": job["forced"], "request": job["request"], "worker": job["worker"]}
                 finished(Path(job["out"]).parent, task, model, **block, **about)
                 yield {"event": "done", "task": task, "seconds": 0.1}
 
-    def _answer(self, what: str, default: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        """Does what the script says: raises an error, calls a function, or says that the task failed."""
+    def _answer(self, what: str, default: Sequence[Any]) -> Iterator[dict[str, Any] | None]:
+        """Does what the script says: raises an error, calls a function, says that the task failed, or yields slowly."""
         action = self.script.get(what, default)
         if isinstance(action, Exception):
             raise action
@@ -101,6 +104,10 @@ class FakeProcess:
             action()
         elif isinstance(action, str):
             yield {"event": "refused", "task": what, "reason": action}
+        else:
+            for event in action:
+                time.sleep(0.01)
+                yield event
 
     def stop(self) -> None:
         self.stopped = True

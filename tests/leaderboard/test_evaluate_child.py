@@ -18,6 +18,7 @@ import pytest
 
 from parcontrol.leaderboard.evaluate.child import EvaluationProcess, JobFailedError, User
 from parcontrol.leaderboard.evaluate.environment import ALLOWED, child_environment
+from parcontrol.leaderboard.evaluate.errors import MachineError
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, Job, ModelSpec
 from parcontrol.leaderboard.evaluate.remote_code import Guest, RemoteCode, guest
 from parcontrol.leaderboard.evaluate.spool import finished_tasks, write_task
@@ -93,6 +94,17 @@ def test_a_killed_evaluation_is_a_reason_and_the_next_one_runs(process: Evaluati
     assert events(process, order(tmp_path, "memo_trap"))[-1]["event"] == "done"
 
 
+def test_no_more_open_files_is_a_fault_of_the_machine(process: EvaluationProcess, tmp_path: Path) -> None:
+    events(process, order(tmp_path, "memo_trap"))
+    evaluating = psutil.Process(process.pid)
+    before = evaluating.rlimit(psutil.RLIMIT_NOFILE)
+    evaluating.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))  # not even a pipe to a forked process
+    with pytest.raises(MachineError, match="Too many open files"):
+        events(process, order(tmp_path, "memo_trap"))
+    evaluating.rlimit(psutil.RLIMIT_NOFILE, before)
+    assert events(process, order(tmp_path, "memo_trap"))[-1]["event"] == "done"
+
+
 def test_a_refused_model_is_a_final_reason(process: EvaluationProcess, tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match="directory '/nowhere' of model 'org/model' does not exist") as raised:
         events(process, order(tmp_path, "memo_trap", backend="hf", path="/nowhere"))
@@ -106,10 +118,10 @@ def test_jobs_do_not_see_each_other(process: EvaluationProcess, tmp_path: Path) 
     assert first == second
 
 
-def test_a_process_that_is_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_start_is_no_fault_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parcontrol.leaderboard.evaluate.child._MODULE", "no.such.module")
     broken = EvaluationProcess(tmp_path, tmp_path / "log")
-    with pytest.raises(JobFailedError, match=r"the evaluating process is gone: .*No module named"):
+    with pytest.raises(MachineError, match=r"the evaluating process cannot start: .*No module named"):
         events(broken, order(tmp_path, "memo_trap"))
     assert not broken.alive
 

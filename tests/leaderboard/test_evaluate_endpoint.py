@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -21,8 +21,12 @@ from parcontrol.leaderboard.evaluate.errors import EvaluationError, ModelRefused
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, Job, ModelSpec
 from parcontrol.leaderboard.evaluate.spool import Spooled, finished_tasks, read_samples
 from parcontrol.leaderboard.model_source import content_hash
+from parcontrol.leaderboard.registry import select
+from parcontrol.leaderboard.store import LocalStore
+from parcontrol.leaderboard.worker import Settings, Worker
 
 KEY = "sk-very-secret"
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -65,6 +69,44 @@ class Endpoint(ThreadingHTTPServer):
         return {"index": index, "text": text, "logprobs": {"token_logprobs": scores, "top_logprobs": best}}
 
 
+class Hanging(ThreadingHTTPServer):
+    """Serves a chat, but never answers when a dialogue is to be judged.
+
+    Attributes:
+        answer: Set to let those go that wait.
+        hung: How often it did not answer.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _HangingHandler)
+        self.answer = threading.Event()
+        self.hung = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class _HangingHandler(BaseHTTPRequestHandler):
+    server: Hanging
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        if b"#Dialogue" in self.rfile.read(int(self.headers["Content-Length"])):
+            self.server.hung += 1
+            self.server.answer.wait()
+            return
+        content = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "No"}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Endpoint
@@ -92,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running(server: Endpoint) -> Iterator[Endpoint]:
+def running(server: Server) -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -224,6 +266,21 @@ def test_an_endpoint_that_refuses_ends_the_evaluation(
 def test_an_endpoint_that_is_not_there_may_come_back(endpoint: Endpoint, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="does not answer"):
         perform(job("http://127.0.0.1:9/v1/completions", tmp_path, "halueval_qa"))
+
+
+def test_an_endpoint_that_never_answers_fails_its_task_and_no_other(tmp_path: Path) -> None:
+    """A whole worker, with its real process: the endpoint answers until it is asked for a judgement of a dialogue."""
+    with running(Hanging()) as server:
+        conditions = Conditions(limit=1, sample_set=True, backend="openai")
+        names = ("halueval_dialogue", "halueval_qa")
+        settings = Settings(tuple(select(names)), conditions, batch_size=1, task_seconds=6)
+        model = replace(job(f"{server.url}/chat/completions", tmp_path).spec, model="org/tiny")
+        with Worker(LocalStore(tmp_path / "results"), tmp_path / "worker", settings) as worker:
+            outcome = worker.evaluate(model, names)
+        server.answer.set()
+    assert outcome.done == ["halueval_qa"]
+    assert outcome.failed == {"halueval_dialogue": "halueval_dialogue was not finished within 6 s"}
+    assert server.hung
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 
 from parcontrol.leaderboard.evaluate import memory
 from parcontrol.leaderboard.evaluate import run as run_module
-from parcontrol.leaderboard.evaluate.errors import EvaluationError
+from parcontrol.leaderboard.evaluate.errors import EvaluationError, ModelRefusedError, machine_fault
 from parcontrol.leaderboard.evaluate.memory import automatic_batch_size, is_out_of_memory
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, Job, ModelSpec
 from parcontrol.leaderboard.evaluate.spool import Spooled, finished_tasks, read_samples
@@ -121,6 +123,49 @@ def test_a_missing_dataset_fails_its_task_and_no_other(tiny_model_dir: Path, tmp
     (refused,) = (event for event in events if event["event"] == "refused")
     assert refused["task"] == "memo_trap"
     assert "dataset pminervini/inverse-scaling cannot be had" in refused["reason"]
+
+
+def test_a_fault_of_the_machine_is_none_of_its_task(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """From the second task on no file can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    events: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "task" and event["task"] == TASKS[1]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+
+    try:
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            run_module.run(job(tiny_model_dir, tmp_path), report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert machine_fault(raised.value)
+    assert [event["event"] for event in events if event["event"] in ("done", "refused")] == ["done"]
+    assert list(finished_tasks(tmp_path)) == [TASKS[0]]
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    try:
+        raise error from cause
+    except Exception as raised:
+        return raised
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (caused(ModelRefusedError("no readable config.json"), OSError(errno.ENFILE, "too many")), True),
+        (Exception("Too many open files (os error 24)"), True),
+        (Exception("No such file or directory (os error 2)"), False),
+        (ValueError("model type 'No space left on device (os error 28)'"), False),
+        (ValueError("[Errno 28] No space left on device (os error 28)"), False),
+        (OSError(errno.ENOENT, "No space left on device"), False),
+    ],
+)
+def test_whose_fault_it_is_is_told_by_number_and_not_by_words(error: Exception, fault: bool) -> None:
+    assert bool(machine_fault(error)) == fault
 
 
 def test_the_chat_template_is_applied(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +163,13 @@ def test_who_it_is(hub: WritableHub) -> None:
         hub_store(hub, token="a-wrong-token").user()
     assert "a-wrong-token" not in str(refusal.value)
     assert TOKEN not in repr(hub_store(hub))
+
+
+def test_what_time_it_is_by_the_hub(hub: WritableHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    spring = datetime(2031, 3, 1, 12, tzinfo=UTC)
+    monkeypatch.setattr(BaseHTTPRequestHandler, "date_time_string", lambda self: format_datetime(spring, usegmt=True))
+    assert hub_store(hub).now() == spring.timestamp()
+    assert hub_store(hub, token=None, repository="alice/nothing").now() == spring.timestamp()
 
 
 def test_what_cannot_be_sent_is_tried_once_and_the_token_in_its_error_is_not_shown(hub: WritableHub) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parcontrol.leaderboard.store import ConflictError, LocalStore, Snapshot, StoreError, update
+from parcontrol.leaderboard.store import ConflictError, LocalStore, Snapshot, StoreError, blob_id, update
 from parcontrol.leaderboard.store import local as local_module
 
 
@@ -58,6 +58,42 @@ def test_a_change_by_hand_is_found_while_the_store_is_in_use(directory: Path, mo
     with pytest.raises(ConflictError, match=r"a\.json has changed"):
         store.read("a.json", snapshot)
     assert store.read("a.json") == b"by hand"
+
+
+def test_what_a_scan_has_read_is_what_the_snapshot_has(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reader gets what was hashed, whatever becomes of the file; the next one looks at the file."""
+    monkeypatch.setattr(local_module, "_SECONDS_BETWEEN_SCANS", 1e9)
+    directory.mkdir()
+    for name in "abc":
+        (directory / f"{name}.json").write_text(f"first {name}")
+    store = LocalStore(directory)
+    snapshot = store.snapshot()
+    times = (directory / "a.json").stat()
+    (directory / "a.json").write_text("other a")  # of the same size
+    os.utime(directory / "a.json", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (directory / "b.json").unlink()
+    read = dict(store.read_many(snapshot.files))
+    assert read == {f"{name}.json": f"first {name}".encode() for name in "abc"}
+    assert {path: blob_id(content or b"") for path, content in read.items()} == snapshot.files
+    for path in ("a.json", "b.json"):
+        with pytest.raises(ConflictError):
+            store.read(path, snapshot)
+    assert store.read("c.json", snapshot) == b"first c"
+
+
+@pytest.mark.parametrize("room", [0, 6, 1000])
+def test_a_first_reading_is_right_whatever_the_scan_keeps(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(local_module, "_MOST_AT_HAND", room)
+    wanted = {"a.json": b"12345", "b.json": b"12345", "c.json": b"", "d.json": b"x" * 100}
+    directory.mkdir()
+    for name, content in wanted.items():
+        (directory / name).write_bytes(content)
+    store = LocalStore(directory)
+    files = store.snapshot().files
+    assert dict(store.read_many(files, max_bytes=99)) == wanted | {"d.json": None}
+    assert dict(store.read_many(files)) == wanted
 
 
 def test_a_new_file_is_found_in_time(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

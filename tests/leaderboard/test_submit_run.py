@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,9 @@ def test_the_request_says_what_the_run_was_trained_with(
     assert request.sha.startswith("local-")
     assert (request.base_model, request.license) == ("Qwen/Qwen2.5-0.5B", "apache-2.0")
     assert request.model_extra == {"tokens": 16_000_000, "seed": 7}
+    with sqlite3.connect(stores.requests.directory / ".store/index.sqlite") as index:
+        commits = index.execute("SELECT message FROM commits WHERE message != 'created'").fetchall()
+    assert len(commits) == 1, "a worker never finds the request without them"
     assert capsys.readouterr().out.startswith("local/P2_experiment with P = 2 in float32 is PENDING: local/P2_exp")
 
 

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset
 
 from parcontrol.cli.leaderboard import upload as command
 from parcontrol.cli.leaderboard.main import main as leaderboard
 from parcontrol.leaderboard.registry import registry
+from parcontrol.leaderboard.tasks.shroom.rows import process_docs
 from parcontrol.leaderboard.uploads import CONVERTERS
 from parcontrol.leaderboard.uploads.converter import Split
 from tests.leaderboard.hub_server import writable_hub
@@ -141,6 +143,22 @@ def test_shroom_has_a_split_for_each_kind_of_text(tmp_path: Path) -> None:
     assert splits["default", "MT"].table.to_pylist() == [SHROOM, {**SHROOM, "hyp": "a dog"}]
 
 
+def test_shroom_takes_the_annotations_that_the_task_reads(tmp_path: Path) -> None:
+    """The task says what they mean: in any case, and one of labels and share is enough."""
+    written = [
+        {**SHROOM, "label": "not hallucination ", "labels": ["HALLUCINATION", "Not hallucination"]},
+        {key: value for key, value in SHROOM.items() if key not in ("label", "labels")},
+        {**SHROOM, "label": "", "labels": []},
+        {key: value for key, value in SHROOM.items() if key != "p(Hallucination)"},
+    ]
+    table = convert("shroom", lines(tmp_path / "val.jsonl", written))["default", "MT"].table
+    assert table.to_pylist()[0] == SHROOM
+    read, meant = (process_docs(Dataset.from_list(rows)) for rows in (table.to_pylist(), written))
+    for name in ("gold", "p"):
+        assert list(read[name]) == list(meant[name])
+    assert len(read) == len(written)
+
+
 class TestTrueFalse:
     PARTS = ("cities", "inventions", "elements", "animals", "companies", "facts")
 
@@ -228,7 +246,14 @@ def test_averitec_keeps_questions_and_answers(tmp_path: Path) -> None:
         ("fever", "dev.jsonl", [FEVER], "a supported and a refuted claim are needed"),
         ("shroom", "val.jsonl", [{**SHROOM, "task": "QA"}], "row 1 has task = 'QA'; allowed are 'DM', 'MT', 'PG'"),
         ("shroom", "val.jsonl", [{**SHROOM, "p(Hallucination)": 2}], "row 1 has p(Hallucination) = 2; a number from 0"),
-        ("shroom", "val.jsonl", [{**SHROOM, "labels": []}], "row 1 has labels = []"),
+        ("shroom", "val.jsonl", [{**SHROOM, "labels": ["maybe"]}], "row 1 has labels = 'maybe'; allowed are"),
+        ("shroom", "val.jsonl", [{**SHROOM, "label": 1}], "row 1 has label = 1; a text is needed"),
+        (
+            "shroom",
+            "val.jsonl",
+            [SHROOM, {**SHROOM, "labels": [], "p(Hallucination)": None}],
+            "row 2 is not annotated: it has neither labels nor p(Hallucination)",
+        ),
         ("truefalse", "facts.jsonl", [{"statement": "s", "label": 2}], "row 1 has label = 2; 1 (true) or 0 (false)"),
         ("truefalse", "facts.jsonl", [{"statement": "s", "label": "yes"}], "row 1 has label = 'yes'; a whole number"),
         ("isp", "memo-trap.jsonl", [{**ISP, "classes": "[' a'"}], "a list of two or more texts, written as in Python"),

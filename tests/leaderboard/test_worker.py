@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -15,10 +16,12 @@ import pytest
 from parcontrol.leaderboard import worker as worker_module
 from parcontrol.leaderboard.evaluate import spool
 from parcontrol.leaderboard.evaluate.child import JobFailedError
+from parcontrol.leaderboard.evaluate.errors import MachineError
 from parcontrol.leaderboard.evaluate.model_spec import Conditions
 from parcontrol.leaderboard.queue import Queue
 from parcontrol.leaderboard.records import Precision, Request, Status, WeightType, request_path
 from parcontrol.leaderboard.registry import select
+from parcontrol.leaderboard.results import read_results
 from parcontrol.leaderboard.store import LocalStore, StoreError, update
 from parcontrol.leaderboard.worker import BusyError, Settings, StoppedError, Worker, request_spec
 from tests.leaderboard.evaluation import MODEL, SHA, FakeProcess, finished
@@ -186,6 +189,38 @@ def test_a_worker_that_is_told_to_end_publishes_and_gives_back(board: Board) -> 
     assert sorted(task for document in board.published for task in document["results"]) == sorted(TASKS)
 
 
+def test_a_task_that_hangs_fails_and_the_others_go_on(board: Board) -> None:
+    board.script["truefalse"] = [None] * 1000
+    path = board.submit(tasks=(*TASKS, "xsum"))
+    board.worker((*TASKS, "xsum"), task_seconds=0.2).drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    assert board.request(path).attempts == 1
+    assert {task for document in board.published for task in document["results"]} == {"nq_open", "memo_trap", "xsum"}
+    reasons = [document["parcontrol"]["failed"] for document in board.published]
+    assert reasons == [{"truefalse": "truefalse was not finished within 0.2 s"}]
+    assert [process.tasks for process in board.processes] == [
+        ["nq_open", "truefalse", "xsum", "memo_trap"],
+        ["xsum", "memo_trap"],
+    ]
+    assert [process.stopped for process in board.processes] == [True, False]
+    assert [order for process in board.processes for order in process.orders if "score" in order], "answers are scored"
+
+
+def test_answers_are_scored_after_the_last_task_has_hung(board: Board) -> None:
+    board.script["memo_trap"] = [None] * 1000
+    board.submit()
+    board.worker(("xsum", "memo_trap"), task_seconds=0.2).drain(board.queue())
+    assert [list(order) for order in board.processes[-1].orders] == [["score"]]
+
+
+def test_scoring_that_hangs_leaves_the_metric_absent(board: Board) -> None:
+    board.script["score xsum"] = [None] * 1000
+    path = board.submit()
+    board.worker(("xsum",), task_seconds=0.2).drain(board.queue())
+    assert board.request(path).status is Status.FINISHED
+    assert "was not finished within 0.2 s" in board.published[0]["parcontrol"]["absent"]["xsum"]["factkb"]
+
+
 def test_a_lease_is_renewed_while_the_evaluation_runs(board: Board) -> None:
     lease = timedelta(seconds=0.4)
     path = board.submit()
@@ -335,6 +370,56 @@ def test_an_unexpected_error_is_an_attempt_with_its_traceback_in_the_log(
     assert request.reason == "unexpected error: AttributeError('nobody thought of this')"
     assert "Traceback" in caplog.text
     assert all(process.stopped for process in board.processes[:3]), "none goes on with what was given up"
+
+
+@pytest.mark.parametrize("fault", [MachineError("the disk is full"), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_fault_of_the_machine_gives_the_claim_back_and_ends_the_worker(board: Board, fault: Exception) -> None:
+    board.script["truefalse"] = fault
+    path = board.submit(submitted_time="2020-01-01T00:00:00Z")
+    other = board.submit("org/other", submitted_time="2026-01-01T00:00:00Z")
+    with pytest.raises(MachineError, match=r"the disk is full|No space left on device"):
+        board.worker().drain(board.queue())
+    assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
+    assert board.request(other).history == ()
+    assert [set(document["results"]) for document in board.published] == [{"nq_open"}]
+    assert board.processes[0].stopped
+
+
+@pytest.mark.parametrize(("days", "said"), [(2, "2.0 days behind"), (-2, "2.0 days ahead of")])
+def test_a_wrong_clock_is_said_before_anything_is_evaluated(
+    board: Board, monkeypatch: pytest.MonkeyPatch, days: float, said: str
+) -> None:
+    monkeypatch.setattr(board.results, "now", lambda: time.time() + days * 86400)
+    path = board.submit()
+    with pytest.raises(MachineError, match=said):
+        board.worker().drain(board.queue())
+    assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
+    assert not board.evaluated
+
+
+def test_what_a_wrong_clock_has_dated_is_not_published(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    """It is evaluated again, and the table takes what is published then."""
+    late = finished(board.root / "worker" / "spool", "nq_open")
+    late.results["date"] = time.time() + 2 * 86400
+    (late.directory / "results.json").write_bytes(spool.to_json(late.results))
+    board.submit()
+    board.worker(("nq_open",)).drain(board.queue())
+    assert "lies in the future" in caplog.text
+    assert board.evaluated == ["nq_open"]
+    assert not late.directory.exists()
+    results = read_results(board.results)
+    assert (len(results.scores), results.broken) == (1, [])
+
+
+def test_a_model_that_this_machine_cannot_look_for_is_not_at_fault(board: Board) -> None:
+    path = board.submit(sha=None)
+
+    def find_sha(request: Request) -> str:
+        raise StoreError("the Hub cannot be asked") from OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(MachineError, match="Too many open files"):
+        board.worker().drain(board.queue(), find_sha=find_sha)
+    assert (board.request(path).status, board.request(path).attempts) == (Status.PENDING, 0)
 
 
 @pytest.mark.parametrize(

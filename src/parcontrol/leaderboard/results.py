@@ -18,6 +18,7 @@ import pyarrow as pa
 from parcontrol.leaderboard.records import quoted_text
 from parcontrol.leaderboard.registry import TaskSpec, registry
 from parcontrol.leaderboard.result_file import (
+    FUTURE_SECONDS,
     IDENTITY,
     MAX_BYTES,
     SAID_OF_MODEL,
@@ -36,8 +37,6 @@ from parcontrol.leaderboard.result_file import (
 )
 from parcontrol.leaderboard.store import Store
 
-# Clocks of workers differ; a day is more than they do.
-_FUTURE_SECONDS = 86400
 _MOST_OF_REASON = 280  # characters
 _RESULT_FILE = re.compile(r"(?:^|/)results_[^/]*\.json$").search
 
@@ -116,7 +115,7 @@ def _read_files(contents: Iterable[tuple[str, bytes | None]], specs: Sequence[Ta
     files = _Files()
     read_scores = score_reader(specs)
     model_number = _model_numbers(files.models)
-    latest = time.time() + _FUTURE_SECONDS
+    latest = time.time() + FUTURE_SECONDS
     for path, content in contents:
         try:
             if content is None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from parcontrol.leaderboard.queue import Entry
-from parcontrol.leaderboard.records import ModelType, check_model_name, parse_request
+from parcontrol.leaderboard.records import ModelType, check_model_name
 from parcontrol.leaderboard.settings import Settings
-from parcontrol.leaderboard.store import Snapshot, Store, update
+from parcontrol.leaderboard.store import Store
 from parcontrol.leaderboard.submission import Submission, submit
 from parcontrol.runs import RunDirectory
 
@@ -42,8 +42,7 @@ def submit_run(run: RunDirectory, store: Store, settings: Settings, name: str | 
         base_model=_base_model(run),
         local_name=name or run.path.resolve().name,
     )
-    entry = submit(submission, store, settings)
-    return _with_facts(entry, facts, store)
+    return submit(submission, store, settings, facts=facts)
 
 
 def _facts(run: RunDirectory) -> dict[str, Any]:
@@ -62,16 +61,3 @@ def _base_model(run: RunDirectory) -> str:
     if Path(name).expanduser().is_dir():
         return ""
     return check_model_name(name)
-
-
-def _with_facts(entry: Entry, facts: dict[str, Any], store: Store) -> Entry:
-    """Writes the facts into the request that was just made, whatever has happened to it since."""
-    changed = [entry]
-
-    def propose(snapshot: Snapshot) -> dict[str, bytes | None]:
-        there = parse_request(store.read(entry.path, snapshot), entry.path, store.local)
-        changed.append(Entry(entry.path, there.changed(**facts)))
-        return {entry.path: changed[-1].request.to_json()}
-
-    update(store, propose, f"{entry.request.model}: what it was trained with")
-    return changed[-1]

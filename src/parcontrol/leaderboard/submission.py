@@ -8,7 +8,7 @@ so that front ends that submit at once cannot be played against each other.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -78,6 +78,7 @@ def submit(
     settings: Settings,
     user: str | None = None,
     clock: Callable[[], datetime] = utc_now,
+    facts: Mapping[str, Any] | None = None,
 ) -> Entry:
     """Checks a submission and puts it into the queue.
 
@@ -87,6 +88,7 @@ def submit(
         settings: Where models are looked for.
         user: Who submits, as somebody else has authenticated them; None is the owner of the token, or the account.
         clock: Returns the time, in UTC.
+        facts: Fields of the request that its model does not say itself, such as what it was trained with.
 
     Returns:
         The request and its path.
@@ -115,7 +117,7 @@ def submit(
     with about_field("model_name"):
         source = find_model(submission.model_name, submission.revision, settings, submission.local_name)
     request = _checked_request(submission, source, model_type, precision, weight_type, settings)
-    return _enter(request, user, store, queue, clock)
+    return _enter(request.changed(**facts or {}), user, store, queue, clock)
 
 
 def recent_submissions(user: str, entries: Iterable[Entry], now: datetime) -> list[datetime]:

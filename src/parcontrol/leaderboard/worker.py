@@ -6,7 +6,9 @@ What becomes of a request:
 - The model cannot be evaluated as asked for, or a task does not exist: FAILED at once, with the reason.
 - The evaluation breaks off (it is killed, memory runs out, the model cannot be reached), every task fails, or anything
   goes wrong that nobody thought of: an attempt; FAILED after the last one. Other requests come before the next attempt.
+- A task takes longer than it may: it fails with that reason, and the others go on in a new process.
 - The worker is told to end: what is finished is published, the claim is given back, and the attempt is not counted.
+- The machine is at fault (its disk is full, it has no more open files): the same, and the worker ends.
 - The worker is killed: its lease expires, and whoever claims the request next does only the tasks without result.
 
 Every finished task is on this machine's disk before the next one begins, and is published when the request ends. What
@@ -29,13 +31,15 @@ from typing import Any, Literal
 
 from parcontrol.leaderboard.evaluate import spool
 from parcontrol.leaderboard.evaluate.child import EvaluationProcess, JobFailedError
-from parcontrol.leaderboard.evaluate.model_spec import Conditions, Job, ModelSpec
+from parcontrol.leaderboard.evaluate.errors import MachineError, machine_fault, machine_faults_named
+from parcontrol.leaderboard.evaluate.model_spec import DEFAULT_TASK_SECONDS, Conditions, Job, ModelSpec
 from parcontrol.leaderboard.evaluate.remote_code import RemoteCode, guest
 from parcontrol.leaderboard.progress import ModelProgress, Progress
 from parcontrol.leaderboard.publish import publish, published_tasks, summary
 from parcontrol.leaderboard.queue import Claim, ClaimLostError, Queue
 from parcontrol.leaderboard.records import Request
 from parcontrol.leaderboard.registry import TaskSpec, select
+from parcontrol.leaderboard.result_file import FUTURE_SECONDS
 from parcontrol.leaderboard.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,20 @@ _SECONDS_UNTIL_FREE = 30.0  # before a request is tried again whose model anothe
 
 class StoppedError(Exception):
     """The worker was told to end."""
+
+
+class TimeLimitError(Exception):
+    """What the evaluating process was at took longer than it may; the process is ended.
+
+    Attributes:
+        task: The task, None if it had not begun with any.
+        reason: What is to be said of it.
+    """
+
+    def __init__(self, task: str | None, seconds: float) -> None:
+        self.task = task
+        self.reason = f"{task or 'loading the model'} was not finished within {seconds:,.6g} s"
+        super().__init__(self.reason)
 
 
 class BusyError(Exception):
@@ -65,6 +83,7 @@ class Settings:
         mirror: Offline mirror of the Hub.
         instruction_file: Text that replaces the judge instruction.
         force: Whether tasks are evaluated that have a result.
+        task_seconds: How long a task may take, and loading the model, and scoring a task's answers.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -74,6 +93,7 @@ class Settings:
     mirror: str | None = None
     instruction_file: str | None = None
     force: bool = False
+    task_seconds: float = DEFAULT_TASK_SECONDS
 
 
 @dataclass
@@ -155,9 +175,11 @@ class Worker:
         Raises:
             StoreError: A repository could not be reached, after all retries. Results that are not published yet stay
                 in the spool, and the next worker here publishes them.
+            MachineError: This machine cannot evaluate now; the request is given back.
         """
-        self.publish_leftovers()
-        self.start()
+        with machine_faults_named():
+            self.publish_leftovers()
+            self.start()
         finished, busy = 0, _Skipped()
         failed: set[tuple[Any, ...]] = set()
 
@@ -191,13 +213,16 @@ class Worker:
         result: Outcome | Exception
         with _Heartbeat(queue, claim) as heartbeat:
             try:
-                model, tasks = self._resolved(request, find_sha)
-                outcome = self.evaluate(model, tasks, claim.path, heartbeat.lost.is_set)
+                with machine_faults_named():
+                    model, tasks = self._resolved(request, find_sha)
+                    outcome = self.evaluate(model, tasks, claim.path, heartbeat.lost.is_set)
                 result = outcome if outcome.done or outcome.there else _all_failed(outcome)
             except (StoppedError, BusyError, ClaimLostError, JobFailedError) as error:
                 result = error
-            except StoreError:
+            except (StoreError, MachineError):
                 heartbeat.stop()
+                if self._process:
+                    self._process.stop()  # which also makes room: it may be why there are no more open files
                 self._give_back(queue, claim)
                 raise
             except Exception as error:  # one request must not keep the others from being done
@@ -272,8 +297,10 @@ class Worker:
             ClaimLostError: The claim was lost; what was finished is published.
             BusyError: Another process on this machine works on this model.
             JobFailedError: The evaluation broke off; what was finished is published.
+            MachineError: This machine cannot evaluate, or its clock is wrong; what was finished is published.
             StoreError: The results could not be published; they are kept in the spool.
         """
+        self._check_clock()
         directory = self._spool / model.directory_name
         with spool.locked(directory) as held:
             if not held:
@@ -285,11 +312,18 @@ class Worker:
             outcome.there = [task for task in tasks if task in there and not self._again(there[task], request)]
             missing = [task for task in tasks if task not in outcome.there]
             try:
-                if missing:
-                    self._run(model, missing, directory, request, lost, outcome)
+                while missing:
+                    missing = self._run(model, missing, directory, request, lost, outcome)
             finally:
                 self._publish(directory, outcome)
         return outcome
+
+    def _check_clock(self) -> None:
+        """Refuses to evaluate by a clock whose results would be set aside, or lose to older ones."""
+        ahead = time.time() - self._results.now()
+        if abs(ahead) > FUTURE_SECONDS:
+            days = f"{abs(ahead) / 86400:.1f} days {'ahead of' if ahead > 0 else 'behind'}"
+            raise MachineError(f"its clock is {days} that of {self._results!r}, and results would have wrong dates")
 
     def _again(self, block: dict[str, Any], request: str | None) -> bool:
         """Whether a task with this result is to be evaluated again; not if the result is of this worker and request."""
@@ -304,7 +338,8 @@ class Worker:
         request: str | None,
         lost: Callable[[], bool],
         outcome: Outcome,
-    ) -> None:
+    ) -> list[str]:
+        """Evaluates tasks until one takes longer than it may, and returns those that are left then."""
         crashed = self._crashed.setdefault(model, set())
         settings = self._settings
         job = Job(
@@ -321,21 +356,31 @@ class Worker:
             forced=settings.force,
             endpoint_key=os.environ.get("OPENAI_API_KEY") if settings.conditions.backend == "openai" else None,
         )
+        left: list[str] = []
         with self._progress.model(model, len(tasks)) as shown:
-            with self._process_for(job) as (process, order, adopt):
-                for event in self._events(process, {"evaluate": order.to_dict()}, lost):
-                    shown.event(event)
-                    match event["event"]:
-                        case "task":
-                            crashed.add(event["task"])
-                        case "done":
-                            adopt(event["task"])
-                            crashed.discard(event["task"])
-                            outcome.done.append(event["task"])
-                        case "refused":
-                            crashed.discard(event["task"])
-                            outcome.failed[event["task"]] = event["reason"]
-            self._score(directory, outcome, lost, shown)
+            try:
+                with self._process_for(job) as (process, order, adopt):
+                    for event in self._events(process, {"evaluate": order.to_dict()}, lost):
+                        shown.event(event)
+                        match event["event"]:
+                            case "task":
+                                crashed.add(event["task"])
+                            case "done":
+                                adopt(event["task"])
+                                crashed.discard(event["task"])
+                                outcome.done.append(event["task"])
+                            case "refused":
+                                crashed.discard(event["task"])
+                                outcome.failed[event["task"]] = event["reason"]
+            except TimeLimitError as error:
+                if error.task is None:
+                    raise JobFailedError(error.reason) from error
+                logger.error("%s: %s", model.model, error)
+                outcome.failed[error.task] = error.reason
+                left = [task for task in job.tasks if task not in outcome.done and task not in outcome.failed]
+            if not left:
+                self._score(directory, outcome, lost, shown)
+        return left
 
     def _score(self, directory: Path, outcome: Outcome, lost: Callable[[], bool], shown: ModelProgress) -> None:
         """Fills in the metrics that need models of their own; one that cannot be had leaves its metric absent."""
@@ -346,7 +391,7 @@ class Worker:
             try:
                 for event in self._events(self.start(), {"score": str(directory / task)}, lost):
                     absent |= event.get("absent", {})
-            except JobFailedError as error:
+            except (JobFailedError, MachineError, TimeLimitError) as error:
                 absent = spool.mark_absent(directory / task, later[task], str(error))
             for metric, reason in absent.items():
                 logger.warning("%s has no %s: %s", task, metric, reason)
@@ -354,11 +399,21 @@ class Worker:
     def _events(
         self, process: EvaluationProcess, order: dict[str, Any], lost: Callable[[], bool]
     ) -> Iterator[dict[str, Any]]:
-        """Yields events; ends the process when the worker is to end or has lost its claim."""
+        """Yields events; ends the process when the worker is to end, has lost its claim, or a task takes too long."""
+        limit = self._settings.task_seconds
+        task, began = None, time.monotonic()
         for event in process.perform(order, _POLL_SECONDS):
             if self.stop.is_set() or lost():
                 process.stop()
                 raise StoppedError if self.stop.is_set() else ClaimLostError
+            if not process.ready:
+                began = time.monotonic()
+            kind = event["event"] if event else "progress"
+            if event and kind == "task" and event["task"] != task:  # the same again: with a smaller batch
+                task, began = event["task"], time.monotonic()
+            elif kind == "progress" and time.monotonic() - began > limit:
+                process.stop()
+                raise TimeLimitError(task, limit)
             if event:
                 yield event
 
@@ -396,7 +451,9 @@ class Worker:
                     self._publish(directory, Outcome())
                 except StoreError:
                     raise
-                except Exception:  # what one model left must not keep the others from being done
+                except Exception as error:  # what one model left must not keep the others from being done
+                    if machine_fault(error):
+                        raise
                     logger.exception("%s cannot be published, and stays where it is", directory)
 
     def _publish(self, directory: Path, outcome: Outcome) -> None:
@@ -489,7 +546,7 @@ class _Heartbeat:
             except ClaimLostError:
                 self.lost.set()
                 return
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 # Nothing is lost yet: the claim stands until somebody else takes it, and then renewing says so.
                 logger.warning("the lease on %s could not be renewed: %s", self._claim.path, error)
                 wait = soon

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from parcontrol.cli.parser import INTERRUPTED, USAGE_ERROR, OneLineParser, print_error
-from parcontrol.leaderboard.evaluate.model_spec import BACKENDS, DEFAULT_SEED, Conditions, ModelSpec
+from parcontrol.leaderboard.evaluate.errors import MachineError, machine_faults_named
+from parcontrol.leaderboard.evaluate.model_spec import (
+    BACKENDS,
+    DEFAULT_SEED,
+    DEFAULT_TASK_SECONDS,
+    Conditions,
+    ModelSpec,
+)
 from parcontrol.leaderboard.records import Precision, Request, WeightType
 from parcontrol.leaderboard.registry import ALL, DEMO, TaskSpec, select
 from parcontrol.leaderboard.settings import Settings
@@ -36,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates the models in the queue, or one directly.
 
     Returns:
-        0 when it is done; 1 when the model that was named could not be evaluated, or not on all tasks, or a repository
-        was out of reach; 2 when nothing was started because of what the user gave; 130 when a direct evaluation was
-        interrupted. Errors are one line on stderr.
+        0 when it is done; 1 when the model that was named could not be evaluated, or not on all tasks, a repository was
+        out of reach, or this machine cannot evaluate now; 2 when nothing was started because of what the user gave; 130
+        when a direct evaluation was interrupted. Errors are one line on stderr.
     """
     args = _parser().parse_args(argv)
     args.tasks = [name for text in args.tasks for name in text.split(",") if name]
@@ -47,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment()
         if args.backend == "dummy" and settings.on_hub and settings.endpoint is None:
             raise ValueError("backend 'dummy' answers at random; its results are not published on the public Hub")
-        return _run(args, settings)
+        with machine_faults_named():
+            return _run(args, settings)
+    except MachineError as error:
+        print_error(error)
+        return FAILED
     except ValueError as error:
         print_error(error)
         return USAGE_ERROR
@@ -128,6 +140,7 @@ def _evaluation(args: argparse.Namespace, settings: Settings) -> Any:
         mirror=str(settings.mirror.absolute()) if settings.mirror else None,
         instruction_file=str(args.instruction_file.absolute()) if args.instruction_file else None,
         force=args.force,
+        task_seconds=args.task_timeout,
     )
 
 
@@ -243,6 +256,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=_seed, default=DEFAULT_SEED, metavar="N", help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="evaluate tasks again that have a result")
+    parser.add_argument(
+        "--task-timeout",
+        type=_seconds,
+        default=DEFAULT_TASK_SECONDS,
+        metavar="SECONDS",
+        help="a task that takes longer fails, and the others go on (default: %(default).0f)",
+    )
     parser.add_argument("--device", metavar="DEVICE", help="such as cpu, cuda:1 or mps (default: the best there is)")
     parser.add_argument(
         "--instruction-file", type=Path, metavar="FILE", help="text in place of our instruction to a HaluEval judge"
@@ -274,6 +294,16 @@ def _positive(text: str) -> int:
 
 def _batch_size(text: str) -> int | Literal["auto"]:
     return "auto" if text == "auto" else _positive(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _seed(text: str) -> int:

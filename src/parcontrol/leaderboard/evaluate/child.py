@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from parcontrol.leaderboard.evaluate.environment import child_environment
-from parcontrol.leaderboard.evaluate.errors import EvaluationError
+from parcontrol.leaderboard.evaluate.errors import EvaluationError, MachineError
 from parcontrol.leaderboard.evaluate.model_spec import Backend
 
 _MODULE = "parcontrol.leaderboard.evaluate.server"
@@ -70,6 +70,7 @@ class EvaluationProcess:
         self._connection, theirs = socket.socketpair()
         self._received = b""
         self._ready = False
+        self._is_guest = user is not None
         if user:
             os.chown(home, user.uid, user.gid)
         with theirs, log.open("ab") as printed:
@@ -101,14 +102,20 @@ class EvaluationProcess:
         """Whether it runs."""
         return self._process.poll() is None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has told, in `perform`, that it has imported what it needs."""
+        return self._ready
+
     def perform(self, order: dict[str, Any], poll_seconds: float = 0.5) -> Iterator[dict[str, Any] | None]:
         """Gives an order and yields its events until it has ended well; None when nothing has happened for a while.
 
         See `run.run` for the events, `jobs.perform` for orders.
 
         Raises:
-            EvaluationError: The process broke off, with what is known of why; `final` says whether the model was
+            JobFailedError: The process broke off, with what is known of why; `final` says whether the model was
                 refused, so that another attempt is of no use.
+            MachineError: It broke off because of this machine, or ended before it could begin with any model.
         """
         ended: dict[str, Any] | None = None
         sent = False
@@ -137,6 +144,8 @@ class EvaluationProcess:
         self._connection.close()
 
     def _end_of_job(self, code: int, failed: dict[str, Any] | None) -> None:
+        if failed and failed.get("machine"):
+            raise MachineError(str(failed["reason"]))
         if failed:
             raise JobFailedError(str(failed["reason"]), final=bool(failed["final"]))
         if code < 0:
@@ -156,6 +165,8 @@ class EvaluationProcess:
                 chunk = b""
             if not chunk or len(self._received) > _LONGEST_EVENT:
                 self.stop()
+                if not self._ready and not self._is_guest:
+                    raise MachineError(f"the evaluating process cannot start: {self._last_words()}")
                 raise JobFailedError(f"the evaluating process is gone: {self._last_words()}")
             self._received += chunk
         line, _, self._received = self._received.partition(b"\n")

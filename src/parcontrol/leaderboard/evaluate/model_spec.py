@@ -9,6 +9,7 @@ from typing import Any, Literal
 Backend = Literal["hf", "openai", "dummy"]
 BACKENDS: tuple[Backend, ...] = ("hf", "openai", "dummy")
 DEFAULT_SEED = 1234  # the harness's own default for drawing shots
+DEFAULT_TASK_SECONDS = 86400.0  # the longest task of a large model takes hours; what takes a day hangs
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 

@@ -29,7 +29,7 @@ from torch.utils.collect_env import get_pretty_env_info
 import parcontrol
 from parcontrol.leaderboard.evaluate.backends import Evaluated, open_backend
 from parcontrol.leaderboard.evaluate.environment import FORKS
-from parcontrol.leaderboard.evaluate.errors import EvaluationError
+from parcontrol.leaderboard.evaluate.errors import EvaluationError, machine_fault
 from parcontrol.leaderboard.evaluate.memory import is_out_of_memory
 from parcontrol.leaderboard.evaluate.model_spec import Backend, Job
 from parcontrol.leaderboard.evaluate.spool import write_task
@@ -80,7 +80,10 @@ def _refused(spec: TaskSpec, evaluated: Evaluated) -> str | None:
 
 
 def _run_task(spec: TaskSpec, evaluated: Evaluated, job: Job, report: Report) -> None:
-    """Evaluates one task and writes it; what goes wrong with a task is its own matter, and the others go on."""
+    """Evaluates one task and writes it; what goes wrong with a task is its own matter, and the others go on.
+
+    A fault of the machine is not: every other task would meet it too.
+    """
     started = time.time()
     try:
         task = _build(spec, job)
@@ -88,6 +91,8 @@ def _run_task(spec: TaskSpec, evaluated: Evaluated, job: Job, report: Report) ->
     except EvaluationError:
         raise
     except Exception as error:
+        if machine_fault(error):
+            raise
         logger.exception("task %s failed", spec.name)
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         report({"event": "refused", "task": spec.name, "reason": " ".join(reason.split())[:2000]})

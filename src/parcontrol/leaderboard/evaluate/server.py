@@ -24,6 +24,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn, cast
 
 from parcontrol.leaderboard.evaluate.environment import FORKS
+from parcontrol.leaderboard.evaluate.errors import EvaluationError, ModelRefusedError, machine_fault
+from parcontrol.leaderboard.evaluate.jobs import perform
 from parcontrol.leaderboard.evaluate.model_spec import Backend
 
 # Exit codes of a forked process; its last event says why.
@@ -44,11 +46,16 @@ def main() -> None:
     for line in connection.makefile("rb"):
         if not FORKS:
             _run_here(line, connection)
-        _run_forked(line, connection)
+        try:
+            pipe = os.pipe()
+        except OSError as error:
+            _send(connection, _failed(error))
+            _send(connection, {"event": "exit", "code": _BROKEN})
+            continue
+        _run_forked(line, connection, *pipe)
 
 
-def _run_forked(line: bytes, connection: socket.socket) -> None:
-    read, write = os.pipe()
+def _run_forked(line: bytes, connection: socket.socket, read: int, write: int) -> None:
     child = os.fork()
     if child == 0:
         os.close(read)
@@ -91,20 +98,23 @@ def _run_here(line: bytes, connection: socket.socket) -> NoReturn:
 
 def _perform(line: bytes, report: Callable[[dict[str, Any]], None]) -> int:
     """Does one job and returns the exit code."""
-    from parcontrol.leaderboard.evaluate.errors import ModelRefusedError
-    from parcontrol.leaderboard.evaluate.jobs import perform
-
     try:
         perform(json.loads(line), report)
         return 0
-    except ModelRefusedError as error:
-        report({"event": "failed", "reason": _line(error), "final": True})
-        return _REFUSED
     except Exception as error:
-        logging.getLogger(__name__).exception("the job broke off")
-        kind = "" if type(error).__name__ == "EvaluationError" else f"{type(error).__name__}: "
-        report({"event": "failed", "reason": kind + _line(error), "final": False})
-        return _BROKEN
+        event = _failed(error)
+        if not event["final"]:
+            logging.getLogger(__name__).exception("the job broke off")
+        report(event)
+        return _REFUSED if event["final"] else _BROKEN
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    """The last event of a job: its reason, whose fault it is, and whether another attempt would be of no use."""
+    if fault := machine_fault(error):
+        return {"event": "failed", "reason": fault, "final": False, "machine": True}
+    kind = "" if isinstance(error, ModelRefusedError | EvaluationError) else f"{type(error).__name__}: "
+    return {"event": "failed", "reason": kind + _line(error), "final": isinstance(error, ModelRefusedError)}
 
 
 def _line(error: BaseException) -> str:
@@ -113,9 +123,11 @@ def _line(error: BaseException) -> str:
 
 def _exit(code: int) -> NoReturn:
     """Ends a forked process without running what the forking one registered for its own end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also when the disk is full, or the forked process would go on in the place of the forking one
+        os._exit(code)
 
 
 def _write(file: BinaryIO, event: dict[str, Any]) -> None:

@@ -23,9 +23,10 @@ from typing import Any
 import orjson
 import zstandard
 
+from parcontrol.leaderboard.evaluate.errors import machine_fault
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, ModelSpec
 from parcontrol.leaderboard.registry import select
-from parcontrol.leaderboard.result_file import parse, read_limited
+from parcontrol.leaderboard.result_file import FUTURE_SECONDS, parse, read_date, read_limited
 from parcontrol.runs import atomic_directory
 
 logger = logging.getLogger(__name__)
@@ -184,8 +185,11 @@ def _read(directory: Path) -> Spooled:
             raise TypeError(f"results of {task.task} are no object")
         select([task.task])
         read_limited(task.block)
+        read_date(results, RESULTS, time.time() + FUTURE_SECONDS)  # or whoever reads it will set it aside
         _ = task.model, task.conditions
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if machine_fault(error):  # which says nothing about the file
+            raise
         raise ValueError(f"{path} is no result of ours: {error!r}") from error
     return task
 

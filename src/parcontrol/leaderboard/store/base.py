@@ -72,6 +72,13 @@ class Store(Protocol):
     def user(self) -> str:
         """Returns the name of the user who writes: the owner of the token, or the account on this machine."""
 
+    def now(self) -> float:
+        """Returns the time by the clock of the store, in seconds since 1970; our own where it has none.
+
+        Raises:
+            StoreError: The store cannot be reached.
+        """
+
     def snapshot(self) -> Snapshot:
         """Returns all files at the newest revision."""
 

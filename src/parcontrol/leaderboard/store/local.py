@@ -52,6 +52,8 @@ _HIDDEN = ".store"
 _SECONDS_BETWEEN_SCANS = 5.0
 _BY_HAND = "changed by hand"
 _FEW, _SYNCING_THREADS = 4, 16
+# What a scan keeps of the files that it reads, for whoever reads next.
+_MOST_AT_HAND = 128 << 20
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS commits (
@@ -141,6 +143,7 @@ class LocalStore:
         self._opened: tuple[int, int] | None = None  # process and inode
         self._newest: Snapshot | None = None
         self._next_scan = 0.0
+        self._at_hand: dict[str, bytes] = {}  # by blob id
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.directory)!r})"
@@ -151,6 +154,10 @@ class LocalStore:
             return pwd.getpwuid(os.getuid()).pw_name
         except KeyError:
             return f"uid-{os.getuid()}"
+
+    def now(self) -> float:
+        """Returns the time by the clock of this machine."""
+        return time.time()
 
     # --- reading ---
 
@@ -204,7 +211,13 @@ class LocalStore:
 
     def read_many(self, blobs: Mapping[str, str], max_bytes: int | None = None) -> Iterator[tuple[str, bytes | None]]:
         """Yields every path of a mapping from path to blob id with its content; see `Store.read_many`."""
+        # What the last scan has read is given out once, so that it is not in memory for long.
+        at_hand, self._at_hand = self._at_hand, {}
         for path, blob in blobs.items():
+            known = at_hand.pop(blob, None)
+            if known is not None:
+                yield path, known if max_bytes is None or len(known) <= max_bytes else None
+                continue
             found, content = self._read_file(path, blob, max_bytes)
             if not found:
                 self._settle()
@@ -306,13 +319,20 @@ class LocalStore:
         known = {path: _File(*rest) for path, *rest in index.execute("SELECT path, blob, size, mtime_ns FROM files")}
         present = dict(self._walk(str(self.directory), ""))
         found = {path: _GONE for path, file in known.items() if file.blob and path not in present}
+        at_hand: dict[str, bytes] = {}
+        room = _MOST_AT_HAND
         for path, status in present.items():
-            file = known.get(path, _GONE)
-            if file.blob and (file.size, file.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            file, size = known.get(path, _GONE), status.st_size
+            if file.blob and (file.size, file.mtime_ns) == (size, status.st_mtime_ns):
                 continue
-            blob = _blob_id_of_file(f"{self.directory}/{path}", status.st_size)
-            if blob is not None:
-                found[path] = _File(blob, status.st_size, status.st_mtime_ns)
+            blob, content = _read_with_blob_id(f"{self.directory}/{path}", size, keep=size <= room)
+            if blob is None:
+                continue
+            found[path] = _File(blob, size, status.st_mtime_ns)
+            if content is not None:
+                at_hand[blob] = content
+                room -= size
+        self._at_hand = at_hand
         if found:
             _record(index, _BY_HAND, found, {})
 
@@ -445,27 +465,40 @@ def _insert_commit(index: sqlite3.Connection, revision: str, message: str) -> in
     return index.execute("INSERT INTO commits (revision, time, message) VALUES (?, ?, ?)", row).lastrowid
 
 
-def _blob_id_of_file(path: str, size: int) -> str | None:
-    """The blob id of a file of any size; None if it goes away or changes meanwhile: the next scan will see it."""
+def _read_with_blob_id(path: str, size: int, keep: bool) -> tuple[str | None, bytes | None]:
+    """The blob id of a file of any size, and its content if that is to be kept.
+
+    Both are None if it goes away, changes, or becomes a link meanwhile: the next scan will see it.
+    """
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None, None
+        raise
+    kept = []
     try:
         read = 0
         for chunk in _chunks(fd, size):
             digest.update(chunk)
             read += len(chunk)
+            if keep and read <= size:
+                kept.append(chunk)
     finally:
         os.close(fd)
-    return digest.hexdigest() if read == size else None
+    if read != size:
+        return None, None
+    return digest.hexdigest(), b"".join(kept) if keep else None
 
 
 def _chunks(fd: int, size: int) -> Iterator[bytes]:
     """The content of an open file of about `size` bytes, at most 1 MiB at a time, without the cost of a file object."""
-    while chunk := os.read(fd, min(size + 1, 1 << 20)):
+    most = min(size + 1, 1 << 20)
+    while chunk := os.read(fd, most):
         yield chunk
+        if len(chunk) < most:  # the end of a plain file
+            return
 
 
 def _sync_all(paths: Sequence[Path]) -> None:

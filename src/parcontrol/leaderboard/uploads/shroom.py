@@ -16,10 +16,11 @@ from parcontrol.leaderboard.uploads.rows import Row, find_files, read_rows
 
 _KINDS = ("DM", "MT", "PG")
 _LABELS = ("Hallucination", "Not Hallucination")
+_SHARE = "p(Hallucination)"  # of the annotators
 _TEXTS = ("hyp", "ref", "src", "tgt", "model")
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("task", *_TEXTS)]
-    + [("labels", pa.list_(pa.string())), ("label", pa.string()), ("p(Hallucination)", pa.float64())]
+    + [("labels", pa.list_(pa.string())), ("label", pa.string()), (_SHARE, pa.float64())]
 )
 
 
@@ -32,17 +33,26 @@ def _convert(inputs: Sequence[Path]) -> list[Split]:
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    labels = row.texts("labels")
-    if not labels or not set(labels) <= set(_LABELS):
-        row.refuse(f"has labels = {labels}; one or more of {', '.join(map(repr, _LABELS))} are needed")
+    """A row as the task reads it: of the annotators' labels and their share one is enough, and `label` may be open."""
+    given = {name for name in ("labels", "label", _SHARE) if row.values.get(name) not in (None, "", [])}
+    if not given & {"labels", _SHARE}:
+        row.refuse(f"is not annotated: it has neither labels nor {_SHARE}")
     return {
         "task": row.one_of("task", _KINDS),
         "hyp": row.text("hyp"),
         **{name: row.optional_text(name) for name in _TEXTS[1:]},
-        "labels": labels,
-        "label": row.one_of("label", _LABELS),
-        "p(Hallucination)": row.fraction("p(Hallucination)"),
+        "labels": [_label(row, "labels", label) for label in row.texts("labels")] if "labels" in given else None,
+        "label": _label(row, "label", row.text("label")) if "label" in given else None,
+        _SHARE: row.fraction(_SHARE) if _SHARE in given else None,
     }
+
+
+def _label(row: Row, key: str, written: str) -> str:
+    """A label in its usual spelling, however it is written."""
+    for label in _LABELS:
+        if written.strip().lower() == label.lower():
+            return label
+    row.refuse(f"has {key} = {written[:60]!r}; allowed are {', '.join(map(repr, _LABELS))}")
 
 
 CONVERTER = Converter(
