@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two processes: the suite is made for two cores, and each takes one thread.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test test-all lint format lock audit clean
+.PHONY: help install demo leaderboard test test-all lint format lock audit clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -18,6 +18,9 @@ install: $(STAMP) ## create .venv and install the pinned requirements
 
 demo: $(STAMP) ## train ParScale models with P = 1, 2, 4 and compare them (9 minutes on 2 cores)
 	$(BIN)/parcontrol demo
+
+leaderboard: $(STAMP) ## evaluate the demo's models on the sample tasks and serve the leaderboard's page
+	$(BIN)/parcontrol leaderboard demo
 
 test: $(STAMP) ## the tests, without the full counts of slow suites
 	$(PYTEST) -m "not full"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from parcontrol.leaderboard.model_source import LOCAL_ORGANISATION
 from parcontrol.leaderboard.queue import Entry
 from parcontrol.leaderboard.records import ModelType, check_model_name
 from parcontrol.leaderboard.settings import Settings
@@ -13,7 +14,9 @@ from parcontrol.leaderboard.submission import Submission, submit
 from parcontrol.runs import RunDirectory
 
 
-def submit_run(run: RunDirectory, store: Store, settings: Settings, name: str | None = None) -> Entry:
+def submit_run(
+    run: RunDirectory, store: Store, settings: Settings, name: str | None = None, user: str | None = None
+) -> Entry:
     """Submits the final model of a training run.
 
     The request says P, training tokens, seed and base model beside what every request says, so that the table can be
@@ -24,6 +27,7 @@ def submit_run(run: RunDirectory, store: Store, settings: Settings, name: str | 
         store: The requests repository, a local one: only that can name a directory.
         settings: Settings of the leaderboard.
         name: Name on the board, `local/<name>`; None takes that of the run directory.
+        user: Who submits; None is the account.
 
     Raises:
         ValueError: The run is not finished, its model is incomplete, or the submission is refused.
@@ -42,7 +46,7 @@ def submit_run(run: RunDirectory, store: Store, settings: Settings, name: str | 
         base_model=_base_model(run),
         local_name=name or run.path.resolve().name,
     )
-    return submit(submission, store, settings, facts=facts)
+    return submit(submission, store, settings, user, facts=facts)
 
 
 def _facts(run: RunDirectory) -> dict[str, Any]:
@@ -56,8 +60,7 @@ def _facts(run: RunDirectory) -> dict[str, Any]:
 
 
 def _base_model(run: RunDirectory) -> str:
-    """The backbone's name on the Hub; nothing if it was a directory, which nobody else has."""
+    """The backbone's name on the board: that on the Hub, or of a directory what it would be called there."""
     name = run.read_config().model.name
-    if Path(name).expanduser().is_dir():
-        return ""
-    return check_model_name(name)
+    directory = Path(name).expanduser()
+    return check_model_name(f"{LOCAL_ORGANISATION}/{directory.resolve().name}" if directory.is_dir() else name)

@@ -16,12 +16,21 @@ TOKENS = ("H4_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Serves the page until Ctrl-C or SIGTERM; see `serve`."""
+    args = make_parser("parcontrol leaderboard app", "Serve the leaderboard's web page.").parse_args(argv)
+    return serve(args.host, args.port)
+
+
+def serve(host: str, port: int) -> int:
     """Serves the page until Ctrl-C or SIGTERM.
+
+    Args:
+        host: Address of this machine to listen on.
+        port: Port to listen on.
 
     Returns:
         0 at the end, 2 for bad settings, 1 when the store cannot be read or the port is taken.
     """
-    args = _parser().parse_args(argv)
     # The one token that the page may need is given to the store by name.
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     import socket
@@ -38,29 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         for variable in TOKENS:
             os.environ.pop(variable, None)
         live = LiveBoard(open_stores(settings))
-        listening = socket.create_server((args.host, args.port), backlog=100)
+        listening = socket.create_server((host, port), backlog=100)
     except ValueError as error:
         print_error(error)
         return USAGE_ERROR
     except (StoreError, OSError) as error:
         print_error(error)
         return FAILED
-    shown = "localhost" if args.host in ("127.0.0.1", "0.0.0.0") else args.host
-    print(f"Leaderboard with {len(live.board.table):,} models from {_place(settings)}")
-    print(f"http://{shown}:{args.port}  (Ctrl-C ends it)", flush=True)
+    shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
+    place = f"{settings.results_repo} on the Hub" if settings.on_hub else str(settings.root)
+    print(f"Leaderboard with {len(live.board.table):,} models from {place}")
+    print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(application(live, settings), log_level="warning", proxy_headers=False)
     uvicorn.Server(config).run([listening])
     return 0
 
 
-def _place(settings: object) -> str:
-    return f"{settings.results_repo} on the Hub" if settings.on_hub else str(settings.root)  # type: ignore[attr-defined]
-
-
-def _parser() -> OneLineParser:
+def make_parser(prog: str, description: str) -> OneLineParser:
+    """Returns the parser of a command that serves the page."""
     parser = OneLineParser(
-        prog="parcontrol leaderboard app",
-        description="Serve the leaderboard's web page.",
+        prog=prog,
+        description=description,
         epilog="The store is a local directory, PARCONTROL_LEADERBOARD or outputs/leaderboard, unless REPO_ID, "
         "QUEUE_REPO and RESULTS_REPO name repositories on the Hub.",
     )

@@ -20,6 +20,7 @@ COMMANDS = {
     "analysis": Command("parcontrol.cli.leaderboard.analysis", "heat map and cluster map of models and tasks"),
     "app": Command("parcontrol.cli.leaderboard.app", "serve the web page"),
     "space": Command("parcontrol.cli.leaderboard.space", "make the folder of a Space that serves the web page"),
+    "demo": Command("parcontrol.cli.leaderboard.demo", "evaluate the demo's models and serve the web page"),
     "upload": Command("parcontrol.cli.leaderboard.upload", "convert a dataset and upload it for the tasks"),
 }
 

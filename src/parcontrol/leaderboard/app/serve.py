@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 
 from parcontrol.leaderboard.app import downloads
 from parcontrol.leaderboard.app.board import Board, LiveBoard
+from parcontrol.leaderboard.app.limits import guard
 from parcontrol.leaderboard.app.page import Page
 from parcontrol.leaderboard.app.view import View, view_at
 from parcontrol.leaderboard.settings import Settings
@@ -33,6 +34,7 @@ def application(live: LiveBoard, settings: Settings) -> FastAPI:
         live.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    guard(app)
     _offer(app, live, "/table.csv", "text/csv", downloads.csv)
     _offer(app, live, "/table.json", "application/json", downloads.json)
     return gr.mount_gradio_app(

@@ -1,0 +1,58 @@
+"""The demo's models on a local leaderboard: the backbone, and whatever `make demo` has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from parcontrol.leaderboard.model_source import find_model
+from parcontrol.leaderboard.queue import Entry, Queue
+from parcontrol.leaderboard.records import ModelType, Precision
+from parcontrol.leaderboard.runs_on_board import submit_run
+from parcontrol.leaderboard.settings import Settings
+from parcontrol.leaderboard.store import Store
+from parcontrol.leaderboard.submission import Submission, submit
+from parcontrol.runs import RunDirectory
+
+# Who submits them, so that they take nothing of what a person may submit in a week.
+USER = "demo"
+PRECISIONS = (Precision.FLOAT32, Precision.BFLOAT16)
+
+
+def submit_demo(model: Path, runs: Path, store: Store, settings: Settings) -> list[Entry]:
+    """Submits what is not on the board yet and returns the new requests.
+
+    Args:
+        model: Directory of the backbone.
+        runs: Directory of the demo's runs; it need not exist.
+        store: The requests repository, a local one.
+        settings: Settings of the leaderboard.
+
+    Raises:
+        ValueError: A model is refused.
+        StoreError: The store cannot be read or written.
+    """
+    there = {(entry.request.sha, entry.request.precision) for entry in Queue(store).requests()}
+    entries: list[Entry] = []
+
+    def offer(directory: Path, precision: Precision, how: Callable[[], Entry]) -> None:
+        if (find_model(str(directory), "main", settings).sha, precision) not in there:
+            entries.append(how())
+
+    for precision in PRECISIONS:
+        backbone = Submission(str(model), ModelType.INSTRUCTION_TUNED, precision=precision)
+        offer(model, precision, lambda wanted=backbone: submit(wanted, store, settings, user=USER))  # type: ignore[misc]
+    for run in finished_runs(runs):
+        name = f"demo_{run.path.name}"
+        offer(
+            run.final_dir,
+            Precision.FLOAT32,
+            lambda run=run, name=name: submit_run(run, store, settings, name, user=USER),  # type: ignore[misc]
+        )
+    return entries
+
+
+def finished_runs(directory: Path) -> Sequence[RunDirectory]:
+    """Returns the finished runs in a directory, by name."""
+    found = [RunDirectory(path) for path in sorted(directory.glob("P*")) if path.is_dir()]
+    return [run for run in found if run.finished]
