@@ -7,9 +7,9 @@ from pathlib import Path
 
 from parcontrol.leaderboard.model_source import find_model
 from parcontrol.leaderboard.queue import Entry, Queue
-from parcontrol.leaderboard.records import ModelType, Precision
+from parcontrol.leaderboard.records import WAITING, ModelType, Precision, Status
 from parcontrol.leaderboard.runs_on_board import submit_run
-from parcontrol.leaderboard.settings import Settings
+from parcontrol.leaderboard.settings import ROOT_VARIABLE, Settings
 from parcontrol.leaderboard.store import Store
 from parcontrol.leaderboard.submission import Submission, submit
 from parcontrol.runs import RunDirectory
@@ -29,9 +29,18 @@ def submit_demo(model: Path, runs: Path, store: Store, settings: Settings) -> li
         settings: Settings of the leaderboard.
 
     Raises:
-        ValueError: A model is refused.
+        ValueError: A model is refused, or the store is not one for a demonstration: it is on the Hub, or somebody's
+            requests wait in it, which would get results on the sample tasks only.
         StoreError: The store cannot be read or written.
     """
+    if settings.on_hub:
+        raise ValueError("the demo is for a local store: unset QUEUE_REPO, RESULTS_REPO and REPO_ID")
+    others = [entry.request.model for entry in waiting(store) if entry.request.submitted_by != USER]
+    if others:
+        raise ValueError(
+            f"{len(others)} requests wait in {settings.root}, {others[0]} for one, and the demo would evaluate them on "
+            f"the sample tasks only: name another directory in {ROOT_VARIABLE}, or run a worker first"
+        )
     there = {(entry.request.sha, entry.request.precision) for entry in Queue(store).requests()}
     entries: list[Entry] = []
 
@@ -50,6 +59,11 @@ def submit_demo(model: Path, runs: Path, store: Store, settings: Settings) -> li
             lambda run=run, name=name: submit_run(run, store, settings, name, user=USER),  # type: ignore[misc]
         )
     return entries
+
+
+def waiting(store: Store) -> list[Entry]:
+    """Returns the requests that are not over."""
+    return [entry for entry in Queue(store).requests() if entry.request.status in (*WAITING, Status.RUNNING)]
 
 
 def finished_runs(directory: Path) -> Sequence[RunDirectory]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from parcontrol.cli.demo import OUTPUT_DIRECTORY
 from parcontrol.cli.leaderboard import app, worker
-from parcontrol.cli.parser import USAGE_ERROR, print_error, run_command
+from parcontrol.cli.parser import INTERRUPTED, USAGE_ERROR, print_error, run_command
 
 FAILED = 1
 
@@ -17,24 +17,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates the demo's models on the sample tasks, unless that is done, and serves the page.
 
     Returns:
-        What the page returns; 2 for bad settings, 1 when a model cannot be had or evaluated.
+        What the page returns; 2 for bad settings, 1 when a model cannot be had or evaluated, 130 when it is interrupted
+        before all is evaluated.
     """
     args = app.make_parser(
         "parcontrol leaderboard demo",
         "Evaluate the model of `make demo`, and what it has trained, on the sample tasks that come with the package, "
         "and serve the leaderboard's page. About 5 minutes on 2 cores; a second call serves at once.",
     ).parse_args(argv)
-    from parcontrol.demo.board import submit_demo
+    from parcontrol.demo.board import submit_demo, waiting
     from parcontrol.demo.model import get_model
     from parcontrol.leaderboard.settings import Settings
     from parcontrol.leaderboard.store import StoreError, open_stores
 
     try:
         settings = Settings.from_environment()
-        if settings.on_hub:
-            raise ValueError("the demo is for a local store: unset QUEUE_REPO, RESULTS_REPO and REPO_ID")
+        requests = open_stores(settings).requests
         print("Model   SmolLM2-135M-Instruct from the package index, made once", flush=True)
-        entries = submit_demo(get_model(), Path(OUTPUT_DIRECTORY), open_stores(settings).requests, settings)
+        entries = submit_demo(get_model(), Path(OUTPUT_DIRECTORY), requests, settings)
     except ValueError as error:
         print_error(error)
         return USAGE_ERROR
@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error)
         return FAILED
     print(f"Queue   {len(entries)} new: {', '.join(entry.request.model for entry in entries) or 'all is there'}")
-    evaluated = worker.main(["--tasks", "demo"])
-    return evaluated or app.serve(args.host, args.port)
+    code = worker.main(["--tasks", "demo"])
+    if code == 0 and waiting(requests):
+        print("interrupted: the same command goes on where this one ended", file=sys.stderr)
+        return INTERRUPTED
+    return code or app.serve(args.host, args.port)
 
 
 if __name__ == "__main__":
