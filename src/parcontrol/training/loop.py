@@ -29,6 +29,7 @@ from parcontrol.training.optimizer import (
     learning_rate,
     select_trainable,
 )
+from parcontrol.training.stream_passes import backward_in_passes
 
 Record = dict[str, Any]
 
@@ -172,6 +173,7 @@ class TrainingLoop:
         self.optimizer = build_optimizer(self.trainable, config.training)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.streams_per_pass = config.training.streams_per_pass or config.parscale.P
         self.callbacks = callbacks
         self.check_interrupt = check_interrupt
         self.step, self.tokens, self.training_seconds = 0, 0, 0.0
@@ -256,7 +258,7 @@ class TrainingLoop:
         self._logged_at = (self.tokens, self.training_seconds)
         for owner, stateful in self._stateful().items():
             stateful.load_state(_with_prefix(boundary.tensors, owner))
-        restore_rng(_with_prefix(boundary.tensors, "rng"))
+        restore_rng(_with_prefix(boundary.tensors, "rng"), self.precision.device)
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -281,12 +283,18 @@ class TrainingLoop:
 
     def _backward(self, ids_BT: Tensor, predicted: int) -> Tensor:
         """Adds a microbatch's share of the mean loss's gradient; returns its share of the loss."""
-        with self.precision.autocast(), without_packing_check():
-            output = self.model.model(input_ids=ids_BT, use_cache=False)
-            hidden_ND = output.last_hidden_state[:, :-1].flatten(0, 1)
-            total = chunked_cross_entropy(hidden_ND, self.head, ids_BT[:, 1:].flatten())
-        loss = total / predicted
-        loss.backward()
+
+        def loss_of(hidden_BTD: Tensor) -> Tensor:
+            targets_N = ids_BT[:, 1:].flatten()
+            return chunked_cross_entropy(hidden_BTD[:, :-1].flatten(0, 1), self.head, targets_N) / predicted
+
+        if self.streams_per_pass < self.config.parscale.P:
+            loss, output = backward_in_passes(self.model, ids_BT, loss_of, self.streams_per_pass, self.precision)
+        else:
+            with self.precision.autocast(), without_packing_check():
+                output = self.model.model(input_ids=ids_BT, use_cache=False)
+                loss = loss_of(output.last_hidden_state)
+            loss.backward()
         self._call("on_microbatch", self, output)
         return loss.detach()
 
