@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,13 @@ from transformers import PreTrainedModel
 
 from parcontrol.config import RunConfig
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
+from parcontrol.runs import RunDirectory
 from parcontrol.training.callbacks import StreamDiagnostics
+from parcontrol.training.device import choose_precision
+from parcontrol.training.errors import OutOfMemoryError
+from parcontrol.training.fitting import MemoryPlan
 from parcontrol.training.loop import Callback, TrainingLoop
+from parcontrol.training.run import run
 from parcontrol.training.stream_passes import stream_groups
 from tests.parscale.models import randomise, tiny_backbone
 from tests.training.test_loop import Records, make_loop
@@ -51,7 +57,8 @@ def assert_equal_gradients(gradients: dict[str, torch.Tensor], expected: dict[st
 @pytest.mark.parametrize("architecture", ["Qwen2", "Llama"])
 @pytest.mark.parametrize("mode", ["peft", "full"])
 @pytest.mark.parametrize(
-    ("P", "streams_per_pass"), [(2, 1), (4, 1), (4, 3), *(pytest.param(8, g, marks=pytest.mark.full) for g in (1, 3, 4))]
+    ("P", "streams_per_pass"),
+    [(2, 1), (4, 1), (4, 3), *(pytest.param(8, g, marks=pytest.mark.full) for g in (1, 3, 4))],
 )
 def test_gradients_are_those_of_the_ordinary_step(
     make_config: MakeConfig, P: int, streams_per_pass: int, mode: str, architecture: str, checkpointing: bool
@@ -170,3 +177,67 @@ def test_streams_alone_are_those_of_all_together(make_config: MakeConfig) -> Non
     part = model.model(input_ids=ids, attention_mask=mask, streams=range(1, 3))
     assert part.last_hidden_state is None
     torch.testing.assert_close(part.stream_hidden_states[:, mask.bool()], together[1:3][:, mask.bool()])
+
+
+@pytest.mark.parametrize("mode", ["peft", "full"])
+@pytest.mark.parametrize("tokens", [1, 6, 62])
+def test_stretches_of_the_aggregator_do_not_matter(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, mode: str, tokens: int
+) -> None:
+    """Of 32 tokens in 2 rows: 32 stretches, 11, or 31 and one that predicts nothing."""
+    ordinary, passes = (make_config(training__mode=mode, training__streams_per_pass=size) for size in (2, 1))
+    expected = step_gradients(loop_for(ordinary))
+    monkeypatch.setattr("parcontrol.training.stream_passes.AGGREGATED_TOKENS", tokens)
+    assert_equal_gradients(step_gradients(loop_for(passes)), expected)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+    monkeypatch.setattr("parcontrol.diagnostics.memory.MemoryMonitor.free_bytes", lambda monitor: int(number))
+
+
+def test_streams_per_pass_are_chosen_once_by_the_free_memory(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(parscale__P=4)
+    model, precision = model_for(config), choose_precision(config.training)
+    plenty, nothing = 1 << 40, 1 << 20
+    for room, expected in ((plenty, 4), (nothing, 1)):
+        free(monkeypatch, room)
+        with caplog.at_level(logging.INFO):
+            assert MemoryPlan.make(config, model, precision, {}).streams_per_pass == expected
+        assert f"streams per pass: {expected} of 4, chosen by the free memory" in caplog.text
+    # A resumed run rounds as it began; the configuration has the last word.
+    assert MemoryPlan.make(config, model, precision, {"streams_per_pass": 2}).streams_per_pass == 2
+    assert MemoryPlan.make(config, model, precision, {"run_id": "older"}).streams_per_pass == 4
+    explicit = make_config(parscale__P=4, training__streams_per_pass=3)
+    assert MemoryPlan.make(explicit, model, precision, {"streams_per_pass": 2}).streams_per_pass == 3
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+def test_running_out_of_memory_names_what_would_fit(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """A whole run on a corpus: its steps fail as long as it keeps more than one stream, and go on with one."""
+    backward = TrainingLoop._backward
+
+    def short_of_memory(loop: TrainingLoop, ids: torch.Tensor, predicted: int) -> torch.Tensor:
+        if loop.streams_per_pass > 1:
+            raise kind("out of memory: 3 GiB wanted")
+        return backward(loop, ids, predicted)
+
+    monkeypatch.setattr(TrainingLoop, "_backward", short_of_memory)
+    config = make_config(parscale__P=4, training__streams_per_pass=2)
+    free(monkeypatch, 500e6)
+    # So small a model is all fixed costs, of which fewer streams would save no tenth.
+    monkeypatch.setattr("parcontrol.diagnostics.footprint._CPU_FIXED", 0)
+    fits = "By estimate training.streams_per_pass 1 would fit: steps then take "
+    with pytest.raises(OutOfMemoryError) as failure:
+        run(config)
+    message = str(failure.value)
+    assert message.startswith("out of memory with parscale.P 4")
+    assert message.count("out of memory with") == 1
+    assert "\n" not in message
+    assert fits in message
+    result = run(make_config(parscale__P=4, training__streams_per_pass=1))
+    assert result["tokens"] == 24 * 128
+    assert RunDirectory(config.run_directory).read_meta()["streams_per_pass"] == 1

@@ -7,7 +7,9 @@ input; and that gradient is taken back through one group at a time, each run aga
     dL/dparameters = sum over groups of (dL/dh_group) (dh_group/dparameters)
 
 which is the chain rule and no approximation. The last group is run with a graph at once and needs
-no second pass. What is kept is the activations of one group and the hidden states of all streams.
+no second pass. The aggregator and the loss work on a stretch of tokens at a time, as the loss's
+chunks do anyhow, so that their float32 copies do not grow with P. What is kept is the activations
+of one group, and the hidden states of all streams with their gradient.
 
 Legend: P streams, p streams of a group, B batch, T tokens, D hidden.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,18 +28,21 @@ from transformers import PreTrainedModel
 from parcontrol.parscale.modeling_parscale import ParScaleModelOutput
 from parcontrol.training.device import Precision, restore_rng, rng_state, without_packing_check
 
+# Tokens, over all B rows, that the aggregator mixes at a time.
+AGGREGATED_TOKENS = 256
+
 
 def stream_groups(P: int, streams_per_pass: int) -> list[range]:
     """Splits P streams into neighbouring groups as equal as can be, none above `streams_per_pass`."""
     number = -(-P // streams_per_pass)
     edges = [P * i // number for i in range(number + 1)]
-    return [range(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def backward_in_passes(
     model: PreTrainedModel,
     ids_BT: Tensor,
-    loss_of: Callable[[Tensor], Tensor],
+    loss_of: Callable[[Tensor, int], Tensor],
     streams_per_pass: int,
     precision: Precision,
 ) -> tuple[Tensor, ParScaleModelOutput]:
@@ -49,12 +55,14 @@ def backward_in_passes(
     Args:
         model: A ParScale model with P > 1.
         ids_BT: Blocks of tokens [B, T].
-        loss_of: The loss as a function of the aggregated hidden states [B, T, D].
+        loss_of: The loss of aggregated hidden states [B, t, D] that begin at a position; losses of
+            neighbouring stretches add up to that of the whole.
         streams_per_pass: The most streams whose activations are kept at a time.
         precision: Device and autocast.
 
     Returns:
-        The loss, and the inner model's output as an ordinary step would give it.
+        The loss, and of the inner model's output what the ordinary step gives beside
+        `last_hidden_state`, which is never there as a whole.
     """
     inner: Any = model.model
     *groups, last = stream_groups(inner.active_streams, streams_per_pass)
@@ -72,22 +80,38 @@ def backward_in_passes(
             states.append(rng_state(precision.device))
             parts.append(run(group))
     h_last = run(last)
-    h_PBTD = torch.cat([*parts, h_last.detach()]).requires_grad_()
+    h_PBTD = torch.cat([*parts, h_last.detach()])
     del parts
 
-    with precision.autocast():
-        mixed, weights = inner.aggregate(h_PBTD)
-        loss = loss_of(mixed)
-    loss.backward()
-    assert h_PBTD.grad is not None
-    torch.autograd.backward(h_last, h_PBTD.grad[last.start :])
+    loss, weights, grad_PBTD = _aggregate_backward(inner, h_PBTD, loss_of, precision)
+    torch.autograd.backward(h_last, grad_PBTD[last.start :])
     del h_last
     with _rng_kept(precision.device):
         for group, state in zip(groups, states, strict=True):
             restore_rng(state, precision.device)
-            torch.autograd.backward(run(group), h_PBTD.grad[group.start : group.stop])
-    output = ParScaleModelOutput(last_hidden_state=mixed, stream_weights=weights, stream_hidden_states=h_PBTD)
-    return loss.detach(), output
+            torch.autograd.backward(run(group), grad_PBTD[group.start : group.stop])
+    return loss, ParScaleModelOutput(stream_weights=weights, stream_hidden_states=h_PBTD)
+
+
+def _aggregate_backward(
+    inner: Any, h_PBTD: Tensor, loss_of: Callable[[Tensor, int], Tensor], precision: Precision
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds the gradient of aggregator and head; returns the loss, the weights [B, T, P] and dL/dh [P, B, T, D]."""
+    grad_PBTD = torch.empty_like(h_PBTD)
+    losses, weights = [], []
+    start = 0
+    for part in h_PBTD.split(max(AGGREGATED_TOKENS // h_PBTD.shape[1], 1), dim=2):
+        h = part.detach().requires_grad_()
+        with precision.autocast():
+            mixed, weights_BtP = inner.aggregate(h)
+            loss = loss_of(mixed, start)
+        loss.backward()
+        assert h.grad is not None
+        grad_PBTD[:, :, start : start + h.shape[2]] = h.grad
+        losses.append(loss.detach())
+        weights.append(weights_BtP.detach())
+        start += h.shape[2]
+    return torch.stack(losses).sum(), torch.cat(weights, dim=1), grad_PBTD
 
 
 @contextmanager
