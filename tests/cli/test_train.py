@@ -113,7 +113,9 @@ def test_the_plan_is_printed_and_nothing_written(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "half"])
-def test_streams_per_pass_that_are_none_are_refused(run: Recorded, capsys: pytest.CaptureFixture[str], value: str) -> None:
+def test_streams_per_pass_that_are_none_are_refused(
+    run: Recorded, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
     message = refused(["--training.streams_per_pass", value], capsys)
     assert "training.streams_per_pass" in message
     assert f"'{value}' is not allowed" in message
