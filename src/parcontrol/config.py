@@ -85,6 +85,12 @@ class TrainingConfig(_Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
     )
+    streams_per_pass: Integer | None = Field(
+        None,
+        ge=1,
+        description="Streams whose activations are kept at a time; P or more is the ordinary step. "
+        "null takes as many as fit into the free memory at the start of the run.",
+    )
     seed: Integer = Field(42, ge=0, lt=2**32, description="Seed of the initialisation (prefix texts, aggregator).")
     device: Name | None = Field(
         None, description="Device, such as cuda, mps or cpu; null takes the first there is of them."

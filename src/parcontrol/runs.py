@@ -43,8 +43,8 @@ _LOCK = ".lock"
 _STEP = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial-"
 
-# Where a run goes, what it prints and how fast it reads do not change what it computes.
-MAY_DIFFER = ("output_dir", "logging.", "training.device", "data.num_workers")
+# Where a run goes, what it prints, what it keeps in memory and how fast it reads do not change what it computes.
+MAY_DIFFER = ("output_dir", "logging.", "training.device", "training.streams_per_pass", "data.num_workers")
 
 Record = dict[str, Any]
 

@@ -36,6 +36,7 @@ OTHER: dict[str, str] = {
     "training.adam_eps": "1e-6",
     "training.max_grad_norm": "2",
     "training.gradient_checkpointing": "true",
+    "training.streams_per_pass": "1",
     "training.seed": "7",
     "training.device": "cpu",
     "training.init_from": "some/dir",
@@ -97,6 +98,27 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert captured.out == ""
     assert re.fullmatch(r"error: .+\n", captured.err)
     return captured.err
+
+
+def test_the_plan_is_printed_and_nothing_written(
+    run: Recorded, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--P", "2", "--model.name", str(tiny_model_dir), "--training.device", "cpu", "--output-dir", "plans/here"]
+    assert main(["--dry-run", *flags]) == 0
+    header, row, *_notes = capsys.readouterr().out.splitlines()
+    assert "memory (est.)" in header
+    assert re.search(r"^here +2 .*>= \d+:\d\d:\d\d +~ \d+\.\d\d GiB +new +plans/here", row)
+    assert not run.calls
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "half"])
+def test_streams_per_pass_that_are_none_are_refused(
+    run: Recorded, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    message = refused(["--training.streams_per_pass", value], capsys)
+    assert "training.streams_per_pass" in message
+    assert f"'{value}' is not allowed" in message
 
 
 def test_the_table_of_values_is_complete() -> None:

@@ -1,4 +1,4 @@
-"""The formulae of time and memory, against sums made by hand and against what torch really keeps."""
+"""The formula of time against sums made by hand, and estimates as they are put together."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from parcontrol.config import RunConfig, load_config
-from parcontrol.experiment.estimate import (
-    ModelSize,
-    Setting,
-    activation_bytes,
-    estimate,
-    matrix_product_rate,
-    model_size,
-    parameter_bytes,
-    run_flops,
-    validations,
-)
-from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
-from parcontrol.training.device import Precision, without_packing_check
-from parcontrol.training.loss import chunked_cross_entropy, output_head
-from parcontrol.training.optimizer import select_trainable
+from parcontrol.diagnostics.footprint import ModelSize, Setting, peak_bytes
+from parcontrol.experiment.estimate import estimate, matrix_product_rate, model_size, run_flops, validations
 
 CPU = torch.device("cpu")
 SIZE = ModelSize(
@@ -38,6 +24,7 @@ SIZE = ModelSize(
     hidden=8,
     intermediate=16,
     attention=8,
+    key_value=8,
     vocabulary=100,
 )
 # 4 steps of 2 x 10 tokens.
@@ -76,6 +63,11 @@ def test_operations_of_a_full_run_by_hand() -> None:
     assert run_flops(tiny(training__mode="full"), SIZE) == expected
     checkpointed = tiny(training__mode="full", training__gradient_checkpointing=True)
     assert run_flops(checkpointed, SIZE) == expected + 80 * 3 * 2608
+    # All groups of streams but the last are run twice: here two of three.
+    in_passes = tiny(training__mode="full", training__streams_per_pass=1)
+    assert run_flops(in_passes, SIZE) == expected + 80 * 2 * 2608
+    assert run_flops(tiny(training__mode="full", training__streams_per_pass=3), SIZE) == expected
+    assert run_flops(tiny(training__mode="full", training__streams_per_pass=9), SIZE) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,79 +79,6 @@ def test_validations_are_counted_as_training_makes_them(interval: int, expected:
     due = [t for t in (20, 40, 60) if t // interval > (t - 20) // interval]
     assert 2 + len(due) == expected
     assert validations(tiny(training__eval_interval_tokens=interval)) == expected
-
-
-def test_memory_of_a_peft_run_by_hand() -> None:
-    rows = 2 * 10 * 3
-    layer = 8 * 8 + 2 * (4 * 8 + 3 * 16)  # two norms in float32; attention and MLP in bf16
-    after = 10 * 8
-    setting = Setting(CPU, torch.bfloat16, torch.bfloat16, 128)
-    assert parameter_bytes(tiny(), SIZE, setting) == (1400 - 70) * 2 + 70 * 16
-    assert activation_bytes(tiny(), SIZE, setting) == rows * (3 * layer + after) + 128 * 100 * 8
-
-
-def test_memory_of_a_full_run_by_hand() -> None:
-    rows = 2 * 10 * 3
-    layer = 16 * 8 + 2 * (4 * 8 + 4 * 16 + 5 * 8)
-    after = 10 * 8
-    expected = rows * (3 * layer + after) + 128 * 100 * 8 + 300 * 4
-    setting = Setting(CPU, torch.float32, torch.bfloat16, 128)
-    full = tiny(training__mode="full")
-    assert parameter_bytes(full, SIZE, setting) == 1400 * 16 + 1000 * 2
-    assert activation_bytes(full, SIZE, setting) == expected
-    checkpointed = tiny(training__mode="full", training__gradient_checkpointing=True)
-    assert activation_bytes(checkpointed, SIZE, setting) == expected + rows * (2 * 2 * 8 - layer)
-
-
-@pytest.mark.parametrize("mode", ["peft", "full"])
-@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("P", [1, 3])
-def test_activations_are_what_autograd_keeps(mode: str, compute: torch.dtype, P: int) -> None:
-    # The difference between four layers and two, so that neither weights nor the rest count.
-    backbone = compute if mode == "peft" else torch.float32
-    kept = saved_bytes(4, P, mode, backbone, compute) - saved_bytes(2, P, mode, backbone, compute)
-    config = tiny(parscale__P=P, training__mode=mode, training__tokens_per_run=128, data__sequence_length=64)
-    setting = Setting(CPU, backbone, compute, 0)
-    sizes = [
-        ModelSize(0, 0, 0, 0, 0, layers=layers, hidden=64, intermediate=160, attention=64, vocabulary=0)
-        for layers in (2, 4)
-    ]
-    predicted = activation_bytes(config, sizes[1], setting) - activation_bytes(config, sizes[0], setting)
-    assert predicted == pytest.approx(kept, rel=0.08)
-
-
-def saved_bytes(layers: int, P: int, mode: str, backbone: torch.dtype, compute: torch.dtype) -> int:
-    """Bytes that autograd keeps for the backward pass, without parameters and casts of them."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    model = convert_to_parscale_model(Qwen2ForCausalLM(config).to(backbone), create_parscale_config(P, 4))
-    select_trainable(model, mode)
-    parameters = list(model.parameters())
-    owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    # Autocast keeps its casts of weights, which are counted as weights.
-    shapes = {tuple(p.shape) for p in parameters} | {tuple(p.T.shape) for p in parameters if p.dim() == 2}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in owned and tuple(tensor.shape) not in shapes:
-            kept[place] = tensor
-        return tensor
-
-    ids = torch.randint(0, 256, (2, 64))
-    precision = Precision(CPU, backbone, compute)
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, precision.autocast(), without_packing_check():
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        chunked_cross_entropy(hidden, output_head(model), ids[:, 1:].flatten())
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("P", [1, 4])
@@ -182,6 +101,7 @@ def test_sizes_are_read_without_weights(tiny_model_dir: Path, tmp_path: Path, P:
         hidden=32,
         intermediate=64,
         attention=32,
+        key_value=16,
         vocabulary=384,
     )
     assert size.added_parameters == aggregator + prefixes
@@ -201,7 +121,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_time_is_operations_over_the_rate_and_more_streams_take_more(tiny_model_dir: Path) -> None:
-    setting = Setting(CPU, torch.float32, torch.float32, 128)
+    setting = Setting(CPU, torch.float32, torch.float32, 128, 256)
     configs = [tiny(parscale__P=P, model__name=str(tiny_model_dir)) for P in (1, 2, 4)]
     rate = matrix_product_rate(configs[0], model_size(configs[0]), setting)
     assert rate > 0
@@ -210,3 +130,18 @@ def test_time_is_operations_over_the_rate_and_more_streams_take_more(tiny_model_
         assert one.flops == run_flops(config, model_size(config))
         assert one.seconds == one.flops / rate
     assert estimates[0].flops < estimates[1].flops < estimates[2].flops < 4 * estimates[0].flops
+
+
+def test_memory_is_planned_with_the_streams_that_fit(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(torch.device("cuda"), torch.float32, torch.float32, 512, 256)  # without a process of its own
+    config = tiny(parscale__P=4, model__name=str(tiny_model_dir))
+    size = model_size(config)
+
+    def needed(streams_per_pass: int) -> float:
+        fixed = tiny(parscale__P=4, model__name=str(tiny_model_dir), training__streams_per_pass=streams_per_pass)
+        return peak_bytes(fixed, size, setting, 0)
+
+    for free, chosen in ((1 << 30, 4), (1 << 10, 1)):
+        monkeypatch.setattr("parcontrol.diagnostics.memory.MemoryMonitor.free_bytes", lambda monitor, free=free: free)
+        assert estimate(config, setting, 1e9).memory_bytes == needed(chosen)
+    assert needed(1) < needed(4)

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-from rich import get_console
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
+from parcontrol.cli.plan import print_plan
 from parcontrol.cli.run_flags import BASE_CONFIG, add_run_flags, base_config
 from parcontrol.config import iter_fields
 from parcontrol.experiment.comparison import NotComparableError, check_plan
 from parcontrol.experiment.launch import Launcher
 from parcontrol.experiment.local import LocalLauncher
-from parcontrol.experiment.plan import OUTPUT_DIR, PlannedRun, make_plan
+from parcontrol.experiment.plan import OUTPUT_DIR, make_plan
 from parcontrol.experiment.run import run_sweep
-from parcontrol.formats import format_duration
-
-if TYPE_CHECKING:
-    from parcontrol.experiment.estimate import Estimate
 
 NOT_COMPARABLE = 1
 # What the sweep itself decides for each run; --output-dir means the folder of all of them here.
@@ -51,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_folder(args.sweep_dir)
         check_plan(runs, args.resume)
         if args.dry_run:
-            _print_plan(runs)
+            print_plan(runs)
             return 0
         launcher = _launcher(args)
         return run_sweep(runs, launcher, max_parallel=args.max_parallel, fail_fast=args.fail_fast)
@@ -83,63 +74,6 @@ def _launcher(args: argparse.Namespace) -> Launcher:
     from parcontrol.experiment.ray_launcher import RayLauncher
 
     return RayLauncher(args.ray_resources)
-
-
-# --- the plan ---
-
-
-def _print_plan(runs: Sequence[PlannedRun]) -> None:
-    estimates, notes = _estimates(runs)
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "P", "seed", "tokens", "steps", "time (est.)", "memory (est.)", "state", "directory"):
-        table.add_column(column, justify="left" if column in ("run", "state", "directory") else "right", no_wrap=True)
-    for run in runs:
-        config, expected = run.config, estimates.get(run.name)
-        table.add_row(
-            escape(run.name),
-            str(config.parscale.P),
-            str(config.training.seed),
-            f"{run.total_tokens:,}",
-            f"{config.total_steps:,}",
-            "unknown" if expected is None else f">= {format_duration(expected.seconds)}",
-            "unknown" if expected is None else _gib(expected.memory_bytes),
-            run.state,
-            escape(str(config.run_directory)),
-        )
-    console = get_console()
-    # Where nobody looks at it on a screen, no column is cut to the width of one.
-    (console if console.is_terminal else Console(width=1000)).print(table)
-    for note in notes:
-        print(note)
-
-
-def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list[str]]:
-    from parcontrol.experiment.estimate import Setting, estimate, matrix_product_rate, model_size
-    from parcontrol.training.device import choose_precision
-    from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
-
-    first = runs[0].config
-    precision = choose_precision(first.training)
-    device = precision.device
-    positions = CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_ACCELERATOR
-    setting = Setting(device, precision.backbone, precision.compute, positions)
-    try:
-        rate = matrix_product_rate(first, model_size(first), setting)
-        estimates = {run.name: estimate(run.config, setting, rate) for run in runs}
-    except ValueError as error:
-        return {}, [f"Time and memory are unknown: {error}"]
-    compute = str(setting.compute).removeprefix("torch.")
-    total = sum(estimates[run.name].seconds for run in runs)
-    return estimates, [
-        f"Estimates for {device} at the rate of a {compute} matrix product measured now, {rate / 1e12:.3g} TFLOP/s, "
-        f"as if all work ran at that rate: the time is a lower bound, {format_duration(total)} for all whole "
-        "runs one by one.",
-        "Memory is what a training step keeps by formula. Both formulae: docs/experiment.md.",
-    ]
-
-
-def _gib(number: float) -> str:
-    return f"~ {number / 2**30:.2f} GiB"
 
 
 # --- flags ---

@@ -23,15 +23,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         it had to stop. Errors are one line on stderr, with a traceback at logging level DEBUG.
     """
     args = command_parser().parse_all(argv)
-    overrides = {key: value for key, value in vars(args).items() if key not in ("config", "resume")}
+    overrides = {key: value for key, value in vars(args).items() if key not in ("config", "resume", "dry_run")}
     debug = overrides.get("logging.level") == "DEBUG"
     try:
         config = load_config(base_config(args.config), overrides)
         debug = config.logging.level == "DEBUG"
+        if args.dry_run:
+            return _print_plan(config)
         return _train(config, args.resume, debug)
     except ValueError as error:
         print_error(error, debug)
         return USAGE_ERROR
+
+
+def _print_plan(config: RunConfig) -> int:
+    from parcontrol.cli.plan import print_plan
+    from parcontrol.experiment.plan import PlannedRun
+
+    print_plan([PlannedRun(config)])
+    return 0
 
 
 def _train(config: RunConfig, resume: bool, debug: bool) -> int:
@@ -67,6 +77,7 @@ def command_parser() -> OneLineParser:
         default=True,
         help="continue a run that is already there (default), or refuse to",
     )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with time and memory, start nothing")
     add_run_flags(parser)
     return parser
 

@@ -90,7 +90,12 @@ class MemoryMonitor:
             return allocated
         return None
 
+    def free_bytes(self) -> int:
+        """What tensors can still take on the device (on a CPU: in main memory), in bytes."""
+        return self._rooms()[-1].available
+
     def _rooms(self) -> list[_Room]:
+        """Main memory and, last, that of the device where it has one of its own."""
         rooms = [system_room()]
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
@@ -165,8 +170,10 @@ _REMEDIES: list[tuple[str, Callable[[RunConfig], bool]]] = [
 ]
 
 
-def out_of_memory_advice(error: BaseException, config: RunConfig) -> str | None:
+def out_of_memory_advice(error: BaseException, config: RunConfig, fitting: str = "") -> str | None:
     """Returns one clear message if `error` says that memory ran out, else None.
+
+    `fitting` is a sentence on what would fit, where that is known.
 
     Covers MemoryError, torch's error for CUDA, and the RuntimeErrors of its CPU and MPS
     allocators.
@@ -181,5 +188,5 @@ def out_of_memory_advice(error: BaseException, config: RunConfig) -> str | None:
     return (
         f"out of memory with parscale.P {config.parscale.P}, data.sequence_length "
         f"{config.data.sequence_length} and training.microbatch_size "
-        f"{config.training.microbatch_size} ({first_line}). {memory_advice(config)}"
+        f"{config.training.microbatch_size} ({first_line}). {fitting}{' ' if fitting else ''}{memory_advice(config)}"
     )

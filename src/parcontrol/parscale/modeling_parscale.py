@@ -100,6 +100,7 @@ def prefix_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     num_streams: int = 1,
+    first_stream: int = 0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention in which every query also sees its stream's whole prefix.
@@ -111,6 +112,7 @@ def prefix_attention(
         query: [P·B, H, T, d]; key, value: [P·B, G, S, d], already rotated.
         attention_mask: boolean or additive [P·B or 1, 1, T, S] over real keys; None for causal or a single query.
         num_streams: streams P in the rows.
+        first_stream: which of the module's streams the first rows belong to.
 
     Returns:
         output [P·B, T, H, d] and, with eager attention, the probabilities [P·B, H, T, K + S].
@@ -123,8 +125,9 @@ def prefix_attention(
     if attention_mask is None and num_queries > 1:
         # Without a mask the keys are exactly the queries' own; a static cache hands over its unused tail as well.
         key, value = key[:, :, :num_queries], value[:, :, :num_queries]
-    key = torch.cat([_prefix_rows(module.prefix_k, num_streams, key), key], dim=2)
-    value = torch.cat([_prefix_rows(module.prefix_v, num_streams, value), value], dim=2)
+    streams = slice(first_stream, first_stream + num_streams)
+    key = torch.cat([_prefix_rows(module.prefix_k[streams], key), key], dim=2)
+    value = torch.cat([_prefix_rows(module.prefix_v[streams], value), value], dim=2)
     prefix_length = module.prefix_k.shape[2]
     if attention_mask is None and num_queries >= DUMMY_QUERIES_FROM and not query.is_cuda and not _is_eager(module):
         query = F.pad(query, (0, 0, prefix_length, 0))
@@ -143,10 +146,9 @@ def _is_eager(module: nn.Module) -> bool:
     return module.config._attn_implementation == ATTENTION["eager"]
 
 
-def _prefix_rows(prefix_PGKd: torch.Tensor, num_streams: int, like: torch.Tensor) -> torch.Tensor:
+def _prefix_rows(prefix_PGKd: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Every stream's prefix for each of its B rows: [P, G, K, d] -> [P·B, G, K, d]."""
-    prefix = prefix_PGKd[:num_streams].to(like.dtype)
-    return prefix.repeat_interleave(like.shape[0] // num_streams, dim=0)
+    return prefix_PGKd.to(like.dtype).repeat_interleave(like.shape[0] // len(prefix_PGKd), dim=0)
 
 
 def _bottom_right_mask(num_queries: int, prefix_length: int, device: torch.device) -> torch.Tensor:
@@ -242,6 +244,7 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
         past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        streams: range | None = None,
         **kwargs,
     ) -> ParScaleModelOutput:
         """Run P streams and aggregate them.
@@ -249,10 +252,17 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
         Args and outputs are the backbone's, over B rows; see `ParScaleModelOutput` for what differs. Positions that
         are not given follow from a two-dimensional attention mask, so that a left-padded row gives what it gives
         alone: prefix keys are unrotated, hence absolute positions matter.
+
+        Args:
+            streams: run only these neighbouring streams of a model that has prefixes and aggregate nothing; of the
+                output, `last_hidden_state` is then None and `stream_hidden_states` theirs. `aggregate` mixes the
+                collected hidden states of all streams.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        P = self.active_streams
+        if streams is not None:
+            self._check_streams(streams)
+        first_stream, P = (0, self.active_streams) if streams is None else (streams.start, len(streams))
         inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
         if not self.config.prefix_length:
             # P = 1 of the official checkpoints: the plain backbone, in its own words.
@@ -273,15 +283,24 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
             attention_mask=_repeat_rows(attention_mask, P, B),
             position_ids=_repeat_rows(position_ids, P, B),
             num_streams=P,
+            first_stream=first_stream,
             **inputs,
         )
         h_PBTD = out.last_hidden_state.unflatten(0, (P, B))
+        if streams is not None:
+            return ParScaleModelOutput(**{**out, "last_hidden_state": None}, stream_hidden_states=h_PBTD)
         mixed, weights = self.aggregate(h_PBTD) if P > 1 else (h_PBTD[0], None)
         return ParScaleModelOutput(
             **{**out, "last_hidden_state": mixed},
             stream_weights=weights,
             stream_hidden_states=h_PBTD,
         )
+
+    def _check_streams(self, streams: range) -> None:
+        if not streams or streams.step != 1 or streams.start < 0 or streams.stop > self.active_streams:
+            raise ValueError(f"streams is {streams!r}; neighbours in range(0, {self.active_streams}) are needed")
+        if not self.config.prefix_length:
+            raise ValueError(f"streams is {streams!r}, but this model has no prefixes: it is the plain backbone")
 
     def aggregate(self, h_PBTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix the streams with weights that depend on all of them, token by token (paper, section 3.1).

@@ -109,10 +109,10 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def restore_rng(state: Mapping[str, torch.Tensor]) -> None:
-    """Restores what `rng_state` returned, where this machine has the device."""
+def restore_rng(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Restores what `rng_state` returned, where the run is on a device of the same kind again."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "mps" in state and device.type == "mps":
         torch.mps.set_rng_state(state["mps"])

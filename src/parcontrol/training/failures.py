@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from parcontrol.config import RunConfig
 from parcontrol.diagnostics.memory import out_of_memory_advice
 from parcontrol.runs import RunDirectory
-from parcontrol.training.errors import DiskFullError, OutOfMemoryError
+from parcontrol.training.errors import DiskFullError, OutOfMemoryError, RunStoppedError
+from parcontrol.training.fitting import MemoryPlan
 
 # EFBIG: a limit on the size of files (ulimit -f); it is met and mended like a full disk.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,6 +23,8 @@ def explained(config: RunConfig, run: RunDirectory) -> Iterator[None]:
     """Raises DiskFullError or OutOfMemoryError for what means one of them; lets the rest pass."""
     try:
         yield
+    except RunStoppedError:
+        raise
     except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
         reason = _no_room_reason(error)
         if reason is not None:
@@ -30,6 +33,18 @@ def explained(config: RunConfig, run: RunDirectory) -> Iterator[None]:
         if advice is not None:
             raise OutOfMemoryError(advice) from error
         raise
+
+
+@contextmanager
+def steps_explained(config: RunConfig, plan: MemoryPlan) -> Iterator[None]:
+    """Raises OutOfMemoryError, with the settings that would fit, for what means it; lets the rest pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        advice = out_of_memory_advice(error, config, plan.what_would_fit(config))
+        if advice is None:
+            raise
+        raise OutOfMemoryError(advice) from error
 
 
 def _no_room_reason(error: BaseException) -> str | None:

@@ -29,6 +29,7 @@ from parcontrol.training.optimizer import (
     learning_rate,
     select_trainable,
 )
+from parcontrol.training.stream_passes import backward_in_passes
 
 Record = dict[str, Any]
 
@@ -152,6 +153,7 @@ class TrainingLoop:
         precision: Precision,
         callbacks: Sequence[Callback],
         check_interrupt: Callable[[], None] = lambda: None,
+        streams_per_pass: int | None = None,
     ) -> None:
         """Prepares the model for training.
 
@@ -162,6 +164,8 @@ class TrainingLoop:
             precision: Device and types.
             callbacks: Called in this order.
             check_interrupt: Asked where the run can stop; raises `Interrupted`.
+            streams_per_pass: Streams whose activations are kept at a time; None takes the
+                configuration's, and all where that leaves it open.
 
         Raises:
             ValueError: The model's output head is not supported.
@@ -172,6 +176,7 @@ class TrainingLoop:
         self.optimizer = build_optimizer(self.trainable, config.training)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.streams_per_pass = streams_per_pass or config.training.streams_per_pass or config.parscale.P
         self.callbacks = callbacks
         self.check_interrupt = check_interrupt
         self.step, self.tokens, self.training_seconds = 0, 0, 0.0
@@ -256,7 +261,7 @@ class TrainingLoop:
         self._logged_at = (self.tokens, self.training_seconds)
         for owner, stateful in self._stateful().items():
             stateful.load_state(_with_prefix(boundary.tensors, owner))
-        restore_rng(_with_prefix(boundary.tensors, "rng"))
+        restore_rng(_with_prefix(boundary.tensors, "rng"), self.precision.device)
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -281,12 +286,19 @@ class TrainingLoop:
 
     def _backward(self, ids_BT: Tensor, predicted: int) -> Tensor:
         """Adds a microbatch's share of the mean loss's gradient; returns its share of the loss."""
-        with self.precision.autocast(), without_packing_check():
-            output = self.model.model(input_ids=ids_BT, use_cache=False)
-            hidden_ND = output.last_hidden_state[:, :-1].flatten(0, 1)
-            total = chunked_cross_entropy(hidden_ND, self.head, ids_BT[:, 1:].flatten())
-        loss = total / predicted
-        loss.backward()
+
+        def loss_of(hidden_BtD: Tensor, start: int) -> Tensor:
+            targets_Bt = ids_BT[:, start + 1 : start + 1 + hidden_BtD.shape[1]]
+            hidden_ND = hidden_BtD[:, : targets_Bt.shape[1]].flatten(0, 1)  # the last token predicts none
+            return chunked_cross_entropy(hidden_ND, self.head, targets_Bt.flatten()) / predicted
+
+        if self.streams_per_pass < self.config.parscale.P:
+            loss, output = backward_in_passes(self.model, ids_BT, loss_of, self.streams_per_pass, self.precision)
+        else:
+            with self.precision.autocast(), without_packing_check():
+                output = self.model.model(input_ids=ids_BT, use_cache=False)
+                loss = loss_of(output.last_hidden_state, 0)
+            loss.backward()
         self._call("on_microbatch", self, output)
         return loss.detach()
 

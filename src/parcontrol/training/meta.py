@@ -71,7 +71,8 @@ def write_meta(
         for key in _FIXED:
             if before[key] != fixed[key]:
                 raise ValueError(f"{run.path} cannot be resumed: {key} was {before[key]!r} and is {fixed[key]!r} now")
-        run.write_meta(before | {"processes": [*before["processes"], process]})
+        now = {"streams_per_pass": loop.streams_per_pass, "processes": [*before["processes"], process]}
+        run.write_meta(before | now)
         return
     parameters = list(loop.model.parameters())
     run.write_meta(
@@ -87,6 +88,7 @@ def write_meta(
             "data_seed": config.data.seed,
             "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
             "parameters_total": sum(p.numel() for p in parameters),
+            "streams_per_pass": loop.streams_per_pass,
             "processes": [process],
         }
     )

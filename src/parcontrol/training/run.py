@@ -13,8 +13,9 @@ from parcontrol.runs import RunDirectory
 from parcontrol.training.callbacks import MemoryWatch, build_callbacks
 from parcontrol.training.checkpoint import Checkpoint
 from parcontrol.training.device import choose_precision
-from parcontrol.training.failures import explained
+from parcontrol.training.failures import explained, steps_explained
 from parcontrol.training.finish import finish
+from parcontrol.training.fitting import MemoryPlan
 from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.meta import pinned, recorded_meta, write_meta
 from parcontrol.training.model import build_model, load_start, measure_backbone
@@ -60,6 +61,7 @@ def _train(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     )
     backbone = measure_backbone(config, directory, start, validation, precision, resuming=bool(before))
     model = build_model(config, start, corpus)
+    plan = MemoryPlan.make(config, model, precision, before)
     with (
         TrainStream(
             corpus,
@@ -72,9 +74,10 @@ def _train(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         deferred_signals() as check_interrupt,
     ):
         callbacks = build_callbacks(config, directory, stream, validation, memory)
-        with TrainingLoop(config, model, stream, precision, callbacks, check_interrupt) as loop:
+        with TrainingLoop(config, model, stream, precision, callbacks, check_interrupt, plan.streams_per_pass) as loop:
             if checkpoint:
                 checkpoint.restore(loop)
             write_meta(directory, before, loop, corpus, start, validation)
-            loop.run()
+            with steps_explained(config, plan):
+                loop.run()
             return finish(directory, loop, start.tokenizer, validation, backbone, memory)

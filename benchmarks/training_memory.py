@@ -1,0 +1,161 @@
+"""Peak memory of a PEFT step whose streams are taken one at a time, its time, and the prediction of it.
+
+Claims: (a) at P = 8 and P = 16 the peak is at most 1.25 × that at P = 1 with the same B and T; (b) a step in passes
+takes at most 1.6 × the ordinary step at the same P; (c) the predicted peak is within 10 % of the measured one.
+
+SmolLM2-135M shapes with random weights, bf16, K = 48. Every memory figure is the peak of a process of its own that
+takes three steps of the training loop, optimiser included: on CUDA of its allocator, elsewhere of its resident memory,
+libraries and all. The prediction is made in that process before its model is. Times of (b) are of both kinds of step
+taking turns in one process.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from harness import parser, ratio, report, side_by_side
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from parcontrol.config import RunConfig, load_config
+from parcontrol.diagnostics.footprint import peak_bytes, size_of
+from parcontrol.diagnostics.memory import MemoryMonitor
+from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
+from parcontrol.training.device import choose_precision
+from parcontrol.training.fitting import memory_setting
+from parcontrol.training.loop import TrainingLoop
+
+CLAIMED_MEMORY, CLAIMED_TIME, CLAIMED_ERROR = 1.25, 1.6, 0.10
+STEPS = 3
+# P, B, T, streams per pass: what (c) is checked on beside the runs of (a).
+GRID = [
+    (1, 1, 128, 1),
+    (1, 1, 1024, 1),
+    (2, 4, 256, 2),
+    (4, 1, 256, 4),
+    (4, 4, 256, 2),
+    (8, 2, 128, 2),
+    (2, 2, 512, 1),
+    (4, 2, 512, 4),
+]
+
+
+class RandomBlocks:
+    """Random tokens in the place of a corpus."""
+
+    wait_seconds = 0.0
+
+    def __init__(self, T: int) -> None:
+        self.T = T
+
+    def next_blocks(self, n: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 49152, (n, self.T))
+
+    def provenance(self) -> dict[str, Any]:
+        return {}
+
+
+def make_config(P: int, B: int, T: int, streams_per_pass: int) -> RunConfig:
+    return load_config(
+        None,
+        {
+            "parscale.P": P,
+            "training.streams_per_pass": streams_per_pass,
+            "training.microbatch_size": B,
+            "training.gradient_accumulation_steps": 1,
+            "training.tokens_per_run": 1000 * B * T,
+            "data.sequence_length": T,
+        },
+    )
+
+
+def make_model(config: RunConfig, device: str | torch.device) -> PreTrainedModel:
+    """A model with random weights of the shapes of SmolLM2-135M."""
+    precision = choose_precision(config.training)
+    backbone = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    with torch.device(device):
+        plain = LlamaForCausalLM._from_config(backbone, dtype=precision.backbone)
+        return convert_to_parscale_model(plain, create_parscale_config(config.parscale.P))
+
+
+def make_loop(config: RunConfig) -> TrainingLoop:
+    precision = choose_precision(config.training)
+    model = make_model(config, precision.device).train()
+    return TrainingLoop(config, model, RandomBlocks(config.data.sequence_length), precision, [])
+
+
+def measure_here(P: int, B: int, T: int, streams_per_pass: int) -> dict[str, float]:
+    """Predicted and measured peak of this process, in bytes."""
+    config = make_config(P, B, T, streams_per_pass)
+    precision = choose_precision(config.training)
+    size = size_of(make_model(config, "meta"))
+    libraries = psutil.Process().memory_info().rss
+    predicted = peak_bytes(config, size, memory_setting(precision), libraries)
+    loop = make_loop(config)
+    for _ in range(STEPS):
+        loop._train_step()
+    monitor = MemoryMonitor(precision.device)
+    return {"predicted": predicted, "measured": monitor.device_peak_bytes or monitor.peak_bytes, "libraries": libraries}
+
+
+def measure(*shape: int) -> dict[str, float]:
+    """As above, of a new process."""
+    command = [sys.executable, __file__, "--child", *map(str, shape)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def memory_row(shape: tuple[int, int, int, int], baseline: float | None) -> dict[str, Any]:
+    peak = measure(*shape)
+    row = dict(zip(("P", "B", "T", "streams_per_pass"), shape, strict=True))
+    row["megabytes"] = {name: round(value / 1e6) for name, value in peak.items()}
+    row["prediction_error"] = round(peak["predicted"] / peak["measured"] - 1, 3)
+    row["claimed_error"] = CLAIMED_ERROR
+    if baseline:
+        row |= {"over_P1": round(peak["measured"] / baseline, 3), "claim": CLAIMED_MEMORY}
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def time_row(P: int, B: int, T: int, rounds: int) -> dict[str, Any]:
+    loops = {name: make_loop(make_config(P, B, T, streams)) for name, streams in (("ordinary", P), ("passes", 1))}
+    seconds = side_by_side({name: loop._train_step for name, loop in loops.items()}, rounds)
+    over = ratio(seconds["passes"], seconds["ordinary"])
+    return {"P": P, "B": B, "T": T, "passes_over_ordinary": over, "claim": CLAIMED_TIME, "seconds": seconds}
+
+
+def main() -> None:
+    arguments = parser(__doc__, rounds=3)
+    arguments.add_argument("--B", type=int, default=4)
+    arguments.add_argument("--T", type=int, default=256)
+    arguments.add_argument("--P", type=int, nargs="*", default=[8, 16], help="for the memory (default %(default)s)")
+    arguments.add_argument("--time-P", type=int, nargs="*", default=[8, 16], help="for the time (default %(default)s)")
+    arguments.add_argument("--no-grid", action="store_true", help="leave out the grid of (c)")
+    arguments.add_argument("--child", type=int, nargs=4, help="P B T streams_per_pass: only measure this process")
+    args = arguments.parse_args()
+    if args.child:
+        print(json.dumps(measure_here(*args.child)))
+        return
+    rows = []
+    if args.P:
+        rows.append(memory_row((1, args.B, args.T, 1), None))
+        baseline = rows[0]["megabytes"]["measured"] * 1e6
+        rows += [memory_row((P, args.B, args.T, 1), baseline) for P in args.P]
+    rows += [] if args.no_grid else [memory_row(shape, None) for shape in GRID]
+    rows += [time_row(P, args.B, args.T, args.rounds) for P in args.time_P]
+    report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
