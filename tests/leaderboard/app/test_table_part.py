@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from parcontrol.leaderboard.app import downloads
@@ -17,7 +19,6 @@ from parcontrol.leaderboard.app.selection import (
     AVERAGES,
     MODEL_COLUMNS,
     coverage,
-    filter_rows,
     is_ascending,
     metric_columns,
     ranks,
@@ -102,7 +103,7 @@ class TestSearch:
 def test_filters_keep_what_fits(full_board: Board, view: View, fits: object) -> None:
     assert sum(map(len, averaged_columns().values())) == 15
     expected = {row["key"] for _, row in full_board.table.iterrows() if fits(row)}  # type: ignore[operator]
-    found = set(filter_rows(full_board.table, view)["key"])
+    found = set(select_rows(full_board, view)["key"])
 
     assert found == expected
     assert 0 < len(found) < len(full_board.table)
@@ -138,19 +139,27 @@ class TestSorting:
     def test_equal_values_share_a_rank_and_the_next_is_counted_on(self, full_board: Board) -> None:
         rows = full_board.table.iloc[:4].assign(Factuality=[70.0, 80.0, 80.0, math.nan])
 
-        assert ranks(rows, View()).fillna(-1).tolist() == [3, 1, 1, -1]
+        assert ranks(rows, np.arange(4), View()) == [3, 1, 1, None]
 
     def test_ranks_say_who_is_better_also_when_the_worst_is_first(self, full_board: Board) -> None:
         label = "WikiText/Word perplexity"
         assert is_ascending(label)
         rows = select_rows(full_board, View(sort=label, ascending=False))
-        known = ranks(rows, View(sort=label, ascending=False)).dropna()
+        places = np.arange(len(rows))
+        known = [rank for rank in ranks(rows, places, View(sort=label, ascending=False)) if rank]
 
-        assert known.iloc[-1] == 1
-        assert known.iloc[0] == len(known)
+        assert known[-1] == 1
+        assert known[0] == len(known)
 
     def test_an_alphabet_ranks_nobody(self, full_board: Board) -> None:
-        assert ranks(full_board.table, View(sort="Model")).isna().all()
+        assert set(ranks(full_board.table, np.arange(3), View(sort="Model"))) == {None}
+
+    def test_rows_are_where_pandas_puts_them(self, full_board: Board) -> None:
+        for label, ascending in itertools.product(["Factuality", "P", "Model", "XSum/FactKB"], [True, False]):
+            field = {"Model": "name"}.get(label, label)
+            expected = full_board.table.sort_values(field, ascending=ascending, kind="stable", na_position="last")
+            found = select_rows(full_board, View(sort=label, ascending=ascending))
+            assert found["key"].tolist() == expected["key"].tolist()
 
 
 class TestCells:
@@ -163,9 +172,9 @@ class TestCells:
         assert row[1].endswith("org5/model-12")
         assert row[3:] == [
             "–",
-            "bfloat16",
             f"{there['Faithfulness']:.1f}",
             f"{there['Factuality']:.1f}",
+            "bfloat16",
             f"{there['SHROOM DM/rho']:.2f}",
             f"{there['WikiText/Word perplexity']:.1f}",
         ]

@@ -20,7 +20,7 @@ _ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-_TEMPLATE_SIGNS = {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;", ord("`"): "&#96;"}
+_TEMPLATE_SIGNS = re.compile(r"[{}$`]")
 # What the Hub takes as a name of a model; anything else gets no link.
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII).fullmatch
 _HUB = "https://huggingface.co"
@@ -33,7 +33,7 @@ def render(template: str, **values: Any) -> str:
 
 def harmless(html: str) -> str:
     """Returns HTML in which nothing is left that an HTML component would take for its template's."""
-    return html.translate(_TEMPLATE_SIGNS)
+    return _TEMPLATE_SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", html)
 
 
 def hub_link(model: str, sha: str | None = None) -> Markup | None:

@@ -13,7 +13,15 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from parcontrol.leaderboard.app import table_part
+from parcontrol.leaderboard.app import (
+    about_part,
+    compare_part,
+    model_part,
+    plots_part,
+    scaling_part,
+    submit_part,
+    table_part,
+)
 from parcontrol.leaderboard.app.board import LiveBoard
 from parcontrol.leaderboard.app.markup import render
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
@@ -22,9 +30,16 @@ from parcontrol.leaderboard.settings import Settings
 
 TITLE = "Hallucinations Leaderboard"
 SECONDS_BETWEEN_LOOKS = 10.0  # of an open page at the board
+MOST_WAITING = 64  # of events that take their turn: submissions
 
 PARTS: dict[Tab, tuple[str, Callable[[Context], Part]]] = {
     "leaderboard": ("Leaderboard", table_part.build),
+    "model": ("Model", model_part.build),
+    "compare": ("Compare", compare_part.build),
+    "scaling": ("Parallel scaling", scaling_part.build),
+    "plots": ("Plots", plots_part.build),
+    "submit": ("Submit and queue", submit_part.build),
+    "about": ("About", about_part.build),
 }
 
 
@@ -46,7 +61,7 @@ class Page:
         with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as self.blocks:
             self._address = gr.Textbox(visible="hidden", elem_id="address", container=False)
             self._seen = gr.State(None)  # what tells whether the page shows the newest board
-            self._bar = gr.HTML(self._bar_html(View()), elem_id="bar", apply_default_css=False)
+            self._bar = gr.HTML(self._bar_html(View(), filled=False), elem_id="bar", apply_default_css=False)
             self._columns: dict[Tab, gr.Column] = {}
             self._parts: dict[Tab, Part] = {}
             context = Context(live, settings, self._address)
@@ -62,6 +77,7 @@ class Page:
                 apply_default_css=False,
             )
             timer = gr.Timer(SECONDS_BETWEEN_LOOKS)
+        self.blocks.queue(max_size=MOST_WAITING)
         outputs = self._outputs()
         with self.blocks:
             self.blocks.load(self._open, self._address, outputs, js="() => location.search", **QUIET)
@@ -97,6 +113,6 @@ class Page:
     def _state(self) -> tuple[str, str]:
         return (self.live.board.read_at.isoformat(), self.live.trouble)
 
-    def _bar_html(self, view: View) -> str:
+    def _bar_html(self, view: View, filled: bool = True) -> str:
         links = [(name, View(tab=tab).href, tab == view.tab) for tab, (name, _) in PARTS.items()]
-        return render("bar", title=TITLE, links=links, board=self.live.board, trouble=self.live.trouble)
+        return render("bar", title=TITLE, links=links, board=self.live.board, trouble=self.live.trouble, filled=filled)

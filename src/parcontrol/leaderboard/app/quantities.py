@@ -55,4 +55,5 @@ def versions_of(board: Board, rows: pd.DataFrame, label: str) -> pd.Series:
     scores = board.results.scores
     scores = scores[scores["column"].isin(parts) & scores["row"].isin(rows.index)]
     versions = scores.pivot(index="row", columns="column", values="version").reindex(index=rows.index, columns=parts)
-    return versions.fillna("").agg(",".join, axis=1) if len(rows) else pd.Series("", index=rows.index)
+    versions = versions.astype(object).where(versions.notna(), "")  # without any value the columns are floats
+    return versions.agg(",".join, axis=1) if len(rows) else pd.Series("", index=rows.index)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,8 @@ _FIXED = {"Model": "name", "P": "P"}
 _TEXT = ("name", "model_type", "precision", "weight_type", "license", "base_model", "sha")
 
 
-def metric_columns() -> dict[str, bool]:
+@cache
+def metric_columns() -> Mapping[str, bool]:
     """Returns the labels of all columns of tasks, and whether higher is better."""
     return {column.label: column.higher_is_better for spec in registry() for column in spec.columns}
 
@@ -90,25 +92,49 @@ def coverage(table: pd.DataFrame) -> pd.Series:
 
 def select_rows(board: Board, view: View) -> pd.DataFrame:
     """Returns the rows of the board's table that a view shows, in its order."""
-    return sort_rows(filter_rows(board.table, view), view)
+    return board.table.iloc[select_places(board.table, view)]
 
 
-def filter_rows(table: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Returns the rows that a view shows. A search that finds nothing shows nothing."""
-    chosen = np.ones(len(table), dtype=bool)
+def select_places(table: pd.DataFrame, view: View) -> np.ndarray:
+    """Returns where the rows that a view shows are in the table, in the view's order.
+
+    A search that finds nothing shows nothing. Rows without the value that is sorted by come last, equal ones in the
+    table's order.
+    """
+    places = np.flatnonzero(_fitting(table, view))
+    label, ascending = order(view)
+    field = sort_field(label)
+    assert field
+    values = table[field].iloc[places]
+    if field in _TEXT:
+        keys = values.str.casefold().tolist()
+        return places[sorted(range(len(keys)), key=keys.__getitem__, reverse=not ascending)]
+    numbers = values.to_numpy(float, na_value=np.nan)
+    return places[np.argsort(numbers if ascending else -numbers, kind="stable")]  # NaN is last in both
+
+
+def order(view: View) -> tuple[str, bool]:
+    """Returns the heading that a view is sorted by, and whether the smallest comes first."""
+    label = view.sort if sort_field(view.sort) else USUAL_SORT
+    return label, is_ascending(label) if view.ascending is None else view.ascending
+
+
+def _fitting(table: pd.DataFrame, view: View) -> np.ndarray:
+    """Which rows fit search and filters."""
+    fitting = np.ones(len(table), dtype=bool)
     words = [word.strip() for word in view.query.split(";") if word.strip()]
     if words:
-        chosen &= np.logical_or.reduce(
+        fitting &= np.logical_or.reduce(
             [table["name"].str.contains(word, case=False, regex=False).to_numpy(bool) for word in words]
         )
     for values, column in _class_filters(table, view):
         if values:
-            chosen &= column().isin(values).to_numpy(bool)
+            fitting &= column().isin(values).to_numpy(bool)
     if view.coverage:
-        chosen &= (coverage(table) >= view.coverage).to_numpy(bool)
+        fitting &= (coverage(table) >= view.coverage).to_numpy(bool)
     if view.chat_template != "any":
-        chosen &= table["chat_template"].to_numpy(bool) == (view.chat_template == "yes")
-    return table[chosen]
+        fitting &= table["chat_template"].to_numpy(bool) == (view.chat_template == "yes")
+    return fitting
 
 
 def _class_filters(table: pd.DataFrame, view: View) -> list[tuple[tuple[str, ...], Callable[[], pd.Series]]]:
@@ -121,25 +147,19 @@ def _class_filters(table: pd.DataFrame, view: View) -> list[tuple[tuple[str, ...
     ]
 
 
-def sort_rows(table: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Returns the rows in a view's order; rows without the value come last, equal ones in the table's order."""
-    label = view.sort if sort_field(view.sort) else USUAL_SORT
-    field = sort_field(label)
-    assert field
-    ascending = is_ascending(label) if view.ascending is None else view.ascending
-    key = (lambda column: column.str.casefold()) if field in _TEXT else None
-    return table.sort_values(field, ascending=ascending, kind="stable", na_position="last", key=key)
+def ranks(table: pd.DataFrame, places: np.ndarray, view: View) -> list[int | None]:
+    """Returns the rank of the rows at some places by the value that is sorted by: 1 for the best of them.
 
-
-def ranks(table: pd.DataFrame, view: View) -> pd.Series:
-    """Returns the place of every row by the value that is sorted by, 1 for the best; equal values share a place.
-
-    A row without the value has none, and there are no places where the order is not one of better and worse.
+    Equal values share a rank. A row without the value has none, and nobody has one where the order is not one of better
+    and worse.
     """
-    label = view.sort if sort_field(view.sort) else USUAL_SORT
+    label, _ = order(view)
     if label not in AVERAGES and label not in metric_columns():
-        return pd.Series(pd.NA, index=table.index, dtype="Int64")
-    return table[label].rank(method="min", ascending=is_ascending(label)).astype("Int64")
+        return [None] * len(places)
+    values = table[label].to_numpy(float)[places]
+    badness = values if is_ascending(label) else -values
+    better = np.searchsorted(np.sort(badness), badness)
+    return [None if missing else rank for missing, rank in zip(np.isnan(values), (better + 1).tolist(), strict=True)]
 
 
 def choices(table: pd.DataFrame) -> dict[str, list[str]]:

@@ -168,7 +168,7 @@ def requirements(pins: Mapping[str, str], project: Mapping[str, Any]) -> list[st
         project: The table `project` of pyproject.toml, for the range of what cannot be pinned.
     """
     declared = [*project["dependencies"], *project["optional-dependencies"]["leaderboard"]]
-    ranges = {canonicalize_name(Requirement(line).name): line for line in declared}
+    ranges = {str(canonicalize_name(Requirement(line).name)): line for line in declared}
     return [ranges[name] if name in _RANGES else f"{name}=={pins[name]}" for name in NEEDED]
 
 

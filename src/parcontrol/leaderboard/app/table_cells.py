@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from urllib.parse import quote_plus
 
 import numpy as np
 import pandas as pd
@@ -24,17 +25,20 @@ _CORRELATION = "/rho"
 
 
 class Cells:
-    """The cells of a board, by heading: every heading has one string for every row."""
+    """The cells of a board, by heading: every heading has one string for every row, in the table's order.
+
+    Attributes:
+        keys: The key of every row.
+        quoted_keys: The same, as they stand in addresses.
+    """
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._table = board.table
+        self.keys: list[str] = board.table["key"].tolist()
+        self.quoted_keys = [quote_plus(key) for key in self.keys]
         self._place = pd.Series(np.arange(len(self._table)), index=self._table.index)
         self._made: dict[tuple[str, bool], list[str]] = {}
-
-    def places(self, rows: pd.Index) -> list[int]:
-        """Returns where rows of the table are in the lists of cells."""
-        return self._place.loc[rows].tolist()
 
     def column(self, label: str, errors: bool) -> list[str]:
         """Returns the cells under a heading.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 from urllib.parse import quote_plus
 
 import gradio as gr
-import pandas as pd
 
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.markup import render
@@ -14,16 +15,14 @@ from parcontrol.leaderboard.app.part import QUIET, Context, Part
 from parcontrol.leaderboard.app.selection import (
     AVERAGES,
     MODEL_COLUMNS,
-    USUAL_SORT,
     choices,
-    is_ascending,
     metric_columns,
+    order,
     ranks,
-    select_rows,
-    sort_field,
+    select_places,
 )
 from parcontrol.leaderboard.app.table_cells import cells_of
-from parcontrol.leaderboard.app.view import ChatTemplate, View
+from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.registry import GROUPS, registry
 
 PAGE_ROWS = 50
@@ -34,12 +33,14 @@ COLUMN_GROUPS = (MODEL, "Faithfulness", "Factuality", "Other")
 assert set(COLUMN_GROUPS) == {MODEL, *GROUPS}
 
 
-def group_columns() -> dict[str, list[str]]:
+@cache
+def group_columns() -> Mapping[str, Sequence[str]]:
     """Returns the headings that can be chosen, by group, in the order of the table."""
     tasks = {group: [c.label for spec in registry() if spec.group == group for c in spec.columns] for group in GROUPS}
     return {MODEL: list(MODEL_COLUMNS)} | {group: tasks[group] for group in COLUMN_GROUPS if group != MODEL}  # type: ignore[index]
 
 
+@cache
 def usual_columns() -> tuple[str, ...]:
     """Returns the headings that are shown when nobody has chosen any: what the averages are made of."""
     averaged = {column.label for spec in registry() for column in spec.columns if column.averaged}
@@ -54,64 +55,60 @@ def shown_columns(view: View) -> dict[str, list[str]]:
 
 def table_html(board: Board, view: View) -> str:
     """Returns the table of a view, with what stands around it."""
-    rows = select_rows(board, view)
-    pages = max(-(-len(rows) // PAGE_ROWS), 1)
+    places = select_places(board.table, view)
+    pages = max(-(-len(places) // PAGE_ROWS), 1)
     page = min(view.page, pages)
     first = (page - 1) * PAGE_ROWS
-    rank = ranks(rows, view).iloc[first : first + PAGE_ROWS]
-    here = rows.iloc[first : first + PAGE_ROWS]
-    compared = [key for key in view.rows if board.row(key) is not None]
+    here = slice(first, first + PAGE_ROWS)
+    rank = ranks(board.table, places, view)[here]
+    compared = {key: row["name"] for key in view.rows if (row := board.row(key)) is not None}
+    head_of = _heads(view)
     head = render(
         "table_head",
         view=view,
-        found=len(rows),
+        found=len(places),
         total=len(board.table),
         first=first + 1,
-        last=first + len(here),
+        last=first + len(rank),
         pages=_pages(view, page, pages),
-        compared=[(board.row(key)["name"], _without(view, key).href) for key in compared],  # type: ignore[index]
+        compared=[(name, _without(view, key).href) for key, name in compared.items()],
         compare=View(tab="compare", rows=tuple(compared)).href if len(compared) > 1 else None,
-        groups=_heads(view),
-        averages=[_head(view, label, True) for label in AVERAGES],
-        fixed=[_head(view, label, None) for label in ("Model", "P")],
+        groups=[(group, list(map(head_of, labels))) for group, labels in shown_columns(view).items()],
+        averages=list(map(head_of, AVERAGES)),
+        fixed=list(map(head_of, ("Model", "P"))),
         download=view.changed(tab="leaderboard", page=1, rows=()).address,
     )
-    return f"{head}{''.join(_body(board, view, here, rank))}</tbody></table></div>"
+    return f"{head}{''.join(_body(board, view, places[here].tolist(), rank))}</tbody></table></div>"
 
 
-def _body(board: Board, view: View, here: pd.DataFrame, rank: pd.Series) -> list[str]:
+def _body(board: Board, view: View, places: list[int], ranks: list[int | None]) -> list[str]:
     cells = cells_of(board)
-    labels = ["P", *shown_columns(view)[MODEL], *AVERAGES]
-    labels += [label for group, found in shown_columns(view).items() if group != MODEL for label in found]
+    labels = ["P", *AVERAGES, *(label for found in shown_columns(view).values() for label in found)]
     columns = [cells.column(label, view.errors) for label in labels]
     models = cells.column("Model", False)
-    toggles = _toggles(view, here["key"].tolist())
+    toggles = _toggles(view, [(cells.keys[place], cells.quoted_keys[place]) for place in places])
     rows = []
-    for place, number, toggle, mark in zip(cells.places(here.index), rank, toggles, here["mark"], strict=True):
-        marked = f' class="marked-{mark}"' if mark else ""
-        shown = "–" if pd.isna(number) else number
+    for place, rank, toggle in zip(places, ranks, toggles, strict=True):
         values = "".join([column[place] for column in columns])
-        rows.append(f'<tr{marked}><td class="rank">{shown}</td>{models[place]}{toggle}{values}</tr>')
+        rows.append(f'<tr><td class="rank">{rank or "–"}</td>{models[place]}{toggle}{values}</tr>')
     return rows
 
 
-def _toggles(view: View, keys: list[str]) -> list[str]:
-    """The cell of every row that takes it to the models to compare, or out of them."""
-    base = view.address
-    joint = "&amp;" if base else ""
+def _toggles(view: View, keys: Iterable[tuple[str, str]]) -> list[str]:
+    """The cell of every row, by key and quoted key, that takes it to the models to compare, or out of them."""
+    here = f"{view.href}{'&' if view.address else ''}".replace("&", "&amp;")
     full = len(view.rows) >= MOST_COMPARED
-    escaped = base.replace("&", "&amp;")
     cells = []
-    for key in keys:
+    for key, quoted in keys:
         if key in view.rows:
             href, sign, words = _without(view, key).href.replace("&", "&amp;"), "✓", "do not compare"
         elif full:
             cells.append(f'<td class="toggle" title="at most {MOST_COMPARED} models are compared">·</td>')
             continue
         else:
-            href, sign, words = f"?{escaped}{joint}rows={quote_plus(key)}", "+", "compare"
+            href, sign, words = f"{here}rows={quoted}", "+", "compare"
         cells.append(
-            f'<td class="toggle"><a href="{href}" data-keep="compare-{quote_plus(key)}" aria-label="{words}" '
+            f'<td class="toggle"><a href="{href}" data-keep="compare-{quoted}" aria-label="{words}" '
             f'title="{words}">{sign}</a></td>'
         )
     return cells
@@ -121,26 +118,28 @@ def _without(view: View, key: str) -> View:
     return view.changed(rows=tuple(row for row in view.rows if row != key))
 
 
-def _heads(view: View) -> list[tuple[str, list[dict[str, Any]]]]:
-    found = shown_columns(view).items()
-    return [(group, [_head(view, label, metric_columns().get(label)) for label in labels]) for group, labels in found]
+def _heads(view: View) -> Callable[[str], dict[str, Any]]:
+    """Returns what makes a heading, and where a click on it leads: sorted by it, or the other way round."""
+    label_now, ascending_now = order(view)
+    unsorted = view.changed(sort="", ascending=None, page=1).href
+    joint = "&" if view.changed(sort="", ascending=None, page=1).address else ""
 
+    def head(label: str) -> dict[str, Any]:
+        name, _, metric = label.partition("/")
+        higher_is_better = True if label in AVERAGES else metric_columns().get(label)
+        is_sorted = label == label_now
+        other_way = f"&ascending={str(not ascending_now).lower()}" if is_sorted else ""
+        return {
+            "label": label,
+            "name": name,
+            "metric": metric,
+            "direction": {True: "↑", False: "↓", None: ""}[higher_is_better],
+            "direction_words": {True: "higher is better", False: "lower is better", None: ""}[higher_is_better],
+            "sort": ("ascending" if ascending_now else "descending") if is_sorted else "none",
+            "href": f"{unsorted}{joint}sort={quote_plus(label)}{other_way}",
+        }
 
-def _head(view: View, label: str, higher_is_better: bool | None) -> dict[str, Any]:
-    """A heading, and where a click on it leads: sorted by it, or the other way round."""
-    sorted_by = view.sort if sort_field(view.sort) else USUAL_SORT
-    ascending = is_ascending(sorted_by) if view.ascending is None else view.ascending
-    name, _, metric = label.partition("/")
-    is_sorted = label == sorted_by
-    return {
-        "label": label,
-        "name": name,
-        "metric": metric,
-        "direction": {True: "↑", False: "↓", None: ""}[higher_is_better],
-        "direction_words": {True: "higher is better", False: "lower is better", None: ""}[higher_is_better],
-        "sort": ("ascending" if ascending else "descending") if is_sorted else "none",
-        "href": view.changed(sort=label, ascending=not ascending if is_sorted else None, page=1).href,
-    }
+    return head
 
 
 def _pages(view: View, page: int, pages: int) -> list[tuple[str, str | None]]:
@@ -196,10 +195,8 @@ def build(context: Context) -> Part:
             table_html(board, view),
         ]
 
-    def change(
-        address: str, query: str, errors: bool, types: list[str], precisions: list[str], sizes: list[str],
-        streams: list[str], licenses: list[str], coverage: int, template: ChatTemplate, *columns: list[str],
-    ) -> list[Any]:  # fmt: skip
+    def change(address: str, *values: Any) -> list[Any]:
+        query, errors, types, precisions, sizes, streams, licenses, coverage, template, *columns = values
         labels = tuple(label for group in columns for label in group)
         before = context.view(address)
         view = before.changed(
