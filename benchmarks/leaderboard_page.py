@@ -28,7 +28,7 @@ from harness import parser, ratio, report, side_by_side
 from playwright.sync_api import sync_playwright
 
 from parcontrol.leaderboard.app.board import read_board
-from parcontrol.leaderboard.app.table_part import shown_columns
+from parcontrol.leaderboard.app.table.part import shown_columns
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.settings import Settings

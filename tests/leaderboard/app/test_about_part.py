@@ -9,7 +9,7 @@ import lxml.html
 import pandas as pd
 import pytest
 
-from parcontrol.leaderboard.app.about_part import about_html, dataset_link
+from parcontrol.leaderboard.app.about.part import about_html, dataset_link
 from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.table import averaged_columns
 

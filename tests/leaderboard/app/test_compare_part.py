@@ -16,8 +16,7 @@ import zstandard
 from scipy import stats
 
 from parcontrol.leaderboard.app.board import Board, read_board
-from parcontrol.leaderboard.app.compare_facts import compare_html, p_text
-from parcontrol.leaderboard.app.comparison import (
+from parcontrol.leaderboard.app.compare.comparison import (
     Difference,
     UnpairableError,
     holm,
@@ -27,8 +26,9 @@ from parcontrol.leaderboard.app.comparison import (
     paired,
     unpaired,
 )
+from parcontrol.leaderboard.app.compare.facts import compare_html, p_text
 from parcontrol.leaderboard.app.measures import measures
-from parcontrol.leaderboard.app.samples import Rows, SampleReader, samples_path
+from parcontrol.leaderboard.app.model.samples import Rows, SampleReader, samples_path
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.settings import Settings

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parcontrol.leaderboard.app.figures import (
+from parcontrol.leaderboard.app.plots.figures import (
     KINDS,
     MOST_ERROR_BARS,
     against_size,

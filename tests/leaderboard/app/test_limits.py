@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from parcontrol.leaderboard.app import limits
 from parcontrol.leaderboard.app.limits import MAX_BODY_BYTES, PER_SECONDS, Guard, TokenBuckets, guard
-from parcontrol.leaderboard.app.visitors import Hosting, client_address, hosting
+from parcontrol.leaderboard.app.submit.visitors import Hosting, client_address, hosting
 
 FEW = 8
 

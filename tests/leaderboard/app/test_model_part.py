@@ -19,8 +19,8 @@ import pytest
 from parcontrol.cli.leaderboard.worker import _check, _parser
 from parcontrol.leaderboard.app.board import Board, read_board
 from parcontrol.leaderboard.app.measures import Whisker, measures, number, rank, whisker
-from parcontrol.leaderboard.app.model_facts import average_facts, command, history, model_html, task_rows
-from parcontrol.leaderboard.app.samples import Origin, SampleReader
+from parcontrol.leaderboard.app.model.facts import average_facts, command, history, model_html, task_rows
+from parcontrol.leaderboard.app.model.samples import Origin, SampleReader
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.records import Request
 from parcontrol.leaderboard.registry import registry

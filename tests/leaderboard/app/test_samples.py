@@ -12,8 +12,8 @@ import orjson
 import pytest
 import zstandard
 
-from parcontrol.leaderboard.app import samples as module
-from parcontrol.leaderboard.app.samples import (
+from parcontrol.leaderboard.app.model import samples as module
+from parcontrol.leaderboard.app.model.samples import (
     SampleReader,
     SamplesError,
     StillReadingError,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from parcontrol.leaderboard.app import plots_part
 from parcontrol.leaderboard.app.board import Board, read_board
-from parcontrol.leaderboard.app.figures import Figure
+from parcontrol.leaderboard.app.plots import part as plots_part
+from parcontrol.leaderboard.app.plots.figures import Figure
 from parcontrol.leaderboard.app.quantities import quantities, values_of
-from parcontrol.leaderboard.app.scaling import Family, families, fit, sentence, usual_label
-from parcontrol.leaderboard.app.scaling_part import scaling_figures, scaling_html
+from parcontrol.leaderboard.app.scaling.families import Family, families, fit, sentence, usual_label
+from parcontrol.leaderboard.app.scaling.part import scaling_figures, scaling_html
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.records import ModelType
 from parcontrol.leaderboard.registry import registry

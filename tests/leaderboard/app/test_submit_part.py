@@ -21,13 +21,13 @@ from fastapi import FastAPI
 from gradio_client.exceptions import AppError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from parcontrol.leaderboard.app import submit_part
 from parcontrol.leaderboard.app.board import LiveBoard, read_board
 from parcontrol.leaderboard.app.limits import TokenBuckets
 from parcontrol.leaderboard.app.part import Context
-from parcontrol.leaderboard.app.queue_summary import age_text, in_line, queue_html, summarise
-from parcontrol.leaderboard.app.submission_form import AT_ONCE, LONGEST, Desk, form_html, form_values, place
-from parcontrol.leaderboard.app.visitors import (
+from parcontrol.leaderboard.app.submit import part as submit_part
+from parcontrol.leaderboard.app.submit.form import AT_ONCE, LONGEST, Desk, form_html, form_values, place
+from parcontrol.leaderboard.app.submit.queue import age_text, in_line, queue_html, summarise
+from parcontrol.leaderboard.app.submit.visitors import (
     NO_SIGN_IN,
     NOT_SIGNED_IN,
     OTHER_MACHINE,
@@ -197,7 +197,7 @@ def test_only_some_submissions_are_looked_at_at_once(desk: Desk, monkeypatch: py
         assert go_on.wait(30)
         raise ValueError("looked at")
 
-    monkeypatch.setattr("parcontrol.leaderboard.app.submission_form.submit", slow)
+    monkeypatch.setattr("parcontrol.leaderboard.app.submit.form.submit", slow)
     with ThreadPoolExecutor() as pool:
         answers = [pool.submit(desk.submit, FORM, HERE, []) for _ in range(AT_ONCE)]
         for _ in range(AT_ONCE):
@@ -243,7 +243,7 @@ def test_a_store_that_is_down_is_said_and_nothing_is_lost(
     # Once it is submitted, a store that goes down changes nothing about that.
     before = Entry("a/waiting", request("a/waiting", START - timedelta(days=1)))
     with monkeypatch.context() as patch:
-        patch.setattr("parcontrol.leaderboard.app.submission_form.Queue", broken)
+        patch.setattr("parcontrol.leaderboard.app.submit.form.Queue", broken)
         answer = desk.submit(FORM, HERE, [before])
     assert answer.entry
     assert answer.place == 2

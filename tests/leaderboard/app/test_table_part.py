@@ -13,9 +13,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from parcontrol.leaderboard.app import downloads
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.selection import (
+from parcontrol.leaderboard.app.table import downloads
+from parcontrol.leaderboard.app.table.part import PAGE_ROWS, group_columns, shown_columns, table_html, usual_columns
+from parcontrol.leaderboard.app.table.selection import (
     AVERAGES,
     MODEL_COLUMNS,
     coverage,
@@ -25,7 +26,6 @@ from parcontrol.leaderboard.app.selection import (
     select_rows,
     size_class,
 )
-from parcontrol.leaderboard.app.table_part import PAGE_ROWS, group_columns, shown_columns, table_html, usual_columns
 from parcontrol.leaderboard.app.view import View, view_at
 from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.table import averaged_columns

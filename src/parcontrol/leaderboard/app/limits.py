@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from parcontrol.leaderboard.app.visitors import Hosting, client_address, hosting
+from parcontrol.leaderboard.app.submit.visitors import Hosting, client_address, hosting
 
 MAX_BODY_BYTES = 1 << 20
 # An open page makes about ten requests a minute, and opening one about ten; many may share one address.

@@ -13,18 +13,16 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from parcontrol.leaderboard.app import (
-    about_part,
-    compare_part,
-    model_part,
-    plots_part,
-    scaling_part,
-    submit_part,
-    table_part,
-)
+from parcontrol.leaderboard.app.about import part as about
 from parcontrol.leaderboard.app.board import LiveBoard
+from parcontrol.leaderboard.app.compare import part as compare
 from parcontrol.leaderboard.app.markup import render
+from parcontrol.leaderboard.app.model import part as model
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
+from parcontrol.leaderboard.app.plots import part as plots
+from parcontrol.leaderboard.app.scaling import part as scaling
+from parcontrol.leaderboard.app.submit import part as submit
+from parcontrol.leaderboard.app.table import part as table
 from parcontrol.leaderboard.app.view import Tab, View, view_at
 from parcontrol.leaderboard.settings import Settings
 
@@ -33,13 +31,13 @@ SECONDS_BETWEEN_LOOKS = 10.0  # of an open page at the board
 MOST_WAITING = 64  # of events that take their turn: submissions
 
 PARTS: dict[Tab, tuple[str, Callable[[Context], Part]]] = {
-    "leaderboard": ("Leaderboard", table_part.build),
-    "model": ("Model", model_part.build),
-    "compare": ("Compare", compare_part.build),
-    "scaling": ("Parallel scaling", scaling_part.build),
-    "plots": ("Plots", plots_part.build),
-    "submit": ("Submit and queue", submit_part.build),
-    "about": ("About", about_part.build),
+    "leaderboard": ("Leaderboard", table.build),
+    "model": ("Model", model.build),
+    "compare": ("Compare", compare.build),
+    "scaling": ("Parallel scaling", scaling.build),
+    "plots": ("Plots", plots.build),
+    "submit": ("Submit and queue", submit.build),
+    "about": ("About", about.build),
 }
 
 

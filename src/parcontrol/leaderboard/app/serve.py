@@ -9,10 +9,10 @@ from importlib import resources
 import gradio as gr
 from fastapi import FastAPI, Request, Response
 
-from parcontrol.leaderboard.app import downloads
 from parcontrol.leaderboard.app.board import Board, LiveBoard
 from parcontrol.leaderboard.app.limits import guard
 from parcontrol.leaderboard.app.page import Page
+from parcontrol.leaderboard.app.table import downloads
 from parcontrol.leaderboard.app.view import View, view_at
 from parcontrol.leaderboard.settings import Settings
 

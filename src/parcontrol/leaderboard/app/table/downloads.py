@@ -7,7 +7,7 @@ import orjson
 import pandas as pd
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.selection import AVERAGES, metric_columns, select_rows
+from parcontrol.leaderboard.app.table.selection import AVERAGES, metric_columns, select_rows
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.table import table_json
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.quantities import quantities, values_of, versions_of
-from parcontrol.leaderboard.app.selection import type_words
+from parcontrol.leaderboard.app.table.selection import type_words
 
 # What the models of a family have in common, beside the versions of the tasks.
 COMMON = ("base_model", "tokens", "precision", "weight_type", "chat_template", "conditions", "model_type")

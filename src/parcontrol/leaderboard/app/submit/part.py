@@ -14,10 +14,10 @@ import gradio as gr
 
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
-from parcontrol.leaderboard.app.queue_summary import QueueSummary, queue_html, summarise
-from parcontrol.leaderboard.app.submission_form import AT_ONCE, Answer, Desk, form_html
+from parcontrol.leaderboard.app.submit.form import AT_ONCE, Answer, Desk, form_html
+from parcontrol.leaderboard.app.submit.queue import QueueSummary, queue_html, summarise
+from parcontrol.leaderboard.app.submit.visitors import Hosting, Visitor, hosting, visitor
 from parcontrol.leaderboard.app.view import View
-from parcontrol.leaderboard.app.visitors import Hosting, Visitor, hosting, visitor
 from parcontrol.leaderboard.queue import utc_now
 
 

@@ -27,7 +27,7 @@ from parcontrol.leaderboard.app.measures import (
     rank,
     whisker,
 )
-from parcontrol.leaderboard.app.samples import (
+from parcontrol.leaderboard.app.model.samples import (
     MAX_PROMPT,
     WAIT_SECONDS,
     Origin,
@@ -37,7 +37,7 @@ from parcontrol.leaderboard.app.samples import (
     TaskSamples,
     samples_path,
 )
-from parcontrol.leaderboard.app.table_cells import size_text
+from parcontrol.leaderboard.app.table.cells import size_text
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.records import ModelType
 from parcontrol.leaderboard.registry import TaskSpec, registry

@@ -12,7 +12,8 @@ import gradio as gr
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.markup import render
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
-from parcontrol.leaderboard.app.selection import (
+from parcontrol.leaderboard.app.table.cells import cells_of
+from parcontrol.leaderboard.app.table.selection import (
     AVERAGES,
     MODEL_COLUMNS,
     choices,
@@ -21,7 +22,6 @@ from parcontrol.leaderboard.app.selection import (
     ranks,
     select_places,
 )
-from parcontrol.leaderboard.app.table_cells import cells_of
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.registry import GROUPS, registry
 

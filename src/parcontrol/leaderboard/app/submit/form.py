@@ -12,8 +12,8 @@ from typing import Any
 
 from parcontrol.leaderboard.app.limits import TokenBuckets
 from parcontrol.leaderboard.app.markup import hub_link, render
-from parcontrol.leaderboard.app.queue_summary import in_line
-from parcontrol.leaderboard.app.visitors import Visitor
+from parcontrol.leaderboard.app.submit.queue import in_line
+from parcontrol.leaderboard.app.submit.visitors import Visitor
 from parcontrol.leaderboard.queue import Entry, Queue, utc_now
 from parcontrol.leaderboard.records import FieldError, ModelType, Precision, WeightType, quoted_text
 from parcontrol.leaderboard.settings import Settings

@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.compare_facts import MOST_COMPARED, compare_html
-from parcontrol.leaderboard.app.model_part import names
+from parcontrol.leaderboard.app.compare.facts import MOST_COMPARED, compare_html
+from parcontrol.leaderboard.app.model.part import names
+from parcontrol.leaderboard.app.model.samples import reader_of
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
-from parcontrol.leaderboard.app.samples import reader_of
 from parcontrol.leaderboard.app.view import View
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.model_facts import model_html
+from parcontrol.leaderboard.app.model.facts import model_html
+from parcontrol.leaderboard.app.model.samples import reader_of
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
-from parcontrol.leaderboard.app.samples import reader_of
 from parcontrol.leaderboard.app.view import View, view_at
 
 

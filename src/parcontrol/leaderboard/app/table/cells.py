@@ -12,7 +12,7 @@ from markupsafe import escape
 
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.markup import harmless
-from parcontrol.leaderboard.app.selection import AVERAGES, MODEL_COLUMNS, coverage, metric_columns, type_words
+from parcontrol.leaderboard.app.table.selection import AVERAGES, MODEL_COLUMNS, coverage, metric_columns, type_words
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.model_source import NOT_STATED
 from parcontrol.leaderboard.records import ModelType

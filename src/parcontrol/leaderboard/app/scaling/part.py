@@ -10,7 +10,10 @@ import gradio as gr
 import numpy as np
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.figures import (
+from parcontrol.leaderboard.app.markup import render
+from parcontrol.leaderboard.app.measures import Measure
+from parcontrol.leaderboard.app.part import QUIET, Context, Part
+from parcontrol.leaderboard.app.plots.figures import (
     KINDS,
     Axis,
     Figure,
@@ -22,11 +25,8 @@ from parcontrol.leaderboard.app.figures import (
     stream_axis,
     value_text,
 )
-from parcontrol.leaderboard.app.markup import render
-from parcontrol.leaderboard.app.measures import Measure
-from parcontrol.leaderboard.app.part import QUIET, Context, Part
 from parcontrol.leaderboard.app.quantities import quantities
-from parcontrol.leaderboard.app.scaling import Family, Point, families, sentence, usual_label
+from parcontrol.leaderboard.app.scaling.families import Family, Point, families, sentence, usual_label
 from parcontrol.leaderboard.app.view import View
 
 # More plots than that nobody compares; the table has all families.

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.comparison import (
+from parcontrol.leaderboard.app.compare.comparison import (
     Difference,
     UnpairableError,
     Verdict,
@@ -23,7 +23,7 @@ from parcontrol.leaderboard.app.comparison import (
 )
 from parcontrol.leaderboard.app.markup import render
 from parcontrol.leaderboard.app.measures import GROUPS, MISSING, Measure, averages, measures, number
-from parcontrol.leaderboard.app.samples import SampleReader, SamplesError, StillReadingError
+from parcontrol.leaderboard.app.model.samples import SampleReader, SamplesError, StillReadingError
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.registry import TaskSpec, registry
 from parcontrol.leaderboard.store import Snapshot

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from parcontrol.leaderboard.app.samples import Rows
+from parcontrol.leaderboard.app.model.samples import Rows
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL

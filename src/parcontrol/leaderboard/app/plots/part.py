@@ -11,12 +11,12 @@ import pandas as pd
 from scipy import stats
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.app.figures import KINDS, Figure, against_size, script, trade_off
 from parcontrol.leaderboard.app.markup import render
 from parcontrol.leaderboard.app.measures import measures
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
+from parcontrol.leaderboard.app.plots.figures import KINDS, Figure, against_size, script, trade_off
 from parcontrol.leaderboard.app.quantities import quantities, values_of
-from parcontrol.leaderboard.app.selection import USUAL_SORT, select_rows, sort_field
+from parcontrol.leaderboard.app.table.selection import USUAL_SORT, select_rows, sort_field
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.matrix import Matrix, matrix
 from parcontrol.leaderboard.registry import registry

@@ -1,0 +1,1 @@
+"""A metric against P, for models that differ only in P."""

@@ -1,0 +1,1 @@
+"""The form to submit a model, who may, and the queue."""
