@@ -3,8 +3,8 @@
 Claims:
   first_table  from opening the page to the first row in the browser: at most 2 x a bare `gr.Dataframe` of 100 rows x 30
                columns on a page of its own
-  search, filter   answered over HTTP in under 1.2 x the pandas operation plus one round trip: an event of a bare Gradio
-               page with as many controls, which returns as many bytes of HTML
+  search, filter   answered over HTTP in under 1.2 x the pandas operation plus one round trip: an event of the same page
+               that takes the same controls, does nothing, and returns as many bytes
   memory       grows linearly with results: the second half of the models adds at most 1.2 x what the first added
 
 The board is written as a worker writes it, one result file a model, into a temporary directory. Both pages are served
@@ -28,14 +28,14 @@ from harness import parser, ratio, report, side_by_side
 from playwright.sync_api import sync_playwright
 
 from parcontrol.leaderboard.app.board import read_board
-from parcontrol.leaderboard.app.table.part import shown_columns
+from parcontrol.leaderboard.app.table.part import shown_columns, table_html
 from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.registry import registry
 from parcontrol.leaderboard.settings import Settings
 from parcontrol.leaderboard.store import open_stores
 
 CLAIMS = {"first_table": 2.0, "answer": 1.2, "memory": 1.2}
-COLUMNS, CONTROLS, TIMES = 30, 14, 20
+COLUMNS, TIMES = 30, 20
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 
 
@@ -108,31 +108,38 @@ def free_port():
 
 
 def our_page(port, root):
-    """The leaderboard, without its limit of requests."""
+    """The leaderboard, without its limit of requests, and with an event beside that of the controls: a round trip."""
+    import gradio as gr
     import uvicorn
 
-    from parcontrol.leaderboard.app import limits
+    from parcontrol.leaderboard.app import limits, serve
     from parcontrol.leaderboard.app.board import LiveBoard
-    from parcontrol.leaderboard.app.serve import application
+    from parcontrol.leaderboard.app.page import Page
+    from parcontrol.leaderboard.app.part import QUIET
+
+    class MeasuredPage(Page):
+        def __init__(self, live, settings):
+            super().__init__(live, settings)
+            answer = table_html(live.board, QUESTIONS["search"][0])
+            change = next(found for found in self.blocks.fns.values() if found.name == "change")
+            with self.blocks:
+                button = gr.Button(visible=False)
+                button.click(lambda *values: [values[0], answer], change.inputs, change.outputs, **QUIET)
 
     limits.REQUESTS = 10**9
+    serve.Page = MeasuredPage
     settings = Settings(root=Path(root))
-    live = LiveBoard(open_stores(settings))
-    uvicorn.run(application(live, settings), port=port, log_level="error")
+    uvicorn.run(serve.application(LiveBoard(open_stores(settings)), settings), port=port, log_level="error")
 
 
-def bare_page(port, bytes_returned):
-    """What ours is compared with: a data frame of 100 rows, and an event that does nothing."""
+def bare_page(port):
+    """What the first table is compared with: a data frame of 100 rows."""
     import gradio as gr
     import numpy as np
 
     frame = pd.DataFrame(np.random.default_rng(0).random((100, COLUMNS)), columns=[f"c{i}" for i in range(COLUMNS)])
-    answer = "x" * bytes_returned
     with gr.Blocks(analytics_enabled=False) as page:
         gr.Dataframe(frame, elem_id="bare")
-        words, html = [gr.Textbox() for _ in range(CONTROLS)], gr.HTML()
-        given = {"queue": False, "api_visibility": "private"}
-        words[0].change(lambda *words: [words[0], answer], words, [words[0], html], **given)
     page.launch(server_name="127.0.0.1", server_port=port, quiet=True, ssr_mode=False)
 
 
@@ -145,24 +152,22 @@ def first_row(browser, address, selector):
     context.close()
 
 
-def event(client, takes):
-    """Returns a function that sends one event of a page, for the dependency that takes the most components `takes`."""
+def events(client):
+    """Functions that send the event of the page's controls, and the one that does nothing; and what both take."""
     config = client.get("/config").json()
-    dependency = next(found for found in config["dependencies"] if takes(found, config["components"]))
+    names = {component["id"]: component["props"].get("elem_id") for component in config["components"]}
+    change, nothing = [
+        found for found in config["dependencies"] if "search" in [names[number] for number in found["inputs"]]
+    ]
 
-    def send(data):
-        body = {"data": data, "fn_index": dependency["id"], "session_hash": "benchmark"}
-        answer = client.post("/gradio_api/run/predict", json=body).raise_for_status()
-        return answer.json()["data"], len(answer.content)
+    def sender(number):
+        def send(data):
+            body = {"data": data, "fn_index": number, "session_hash": "benchmark"}
+            return len(client.post("/gradio_api/run/predict", json=body).raise_for_status().content)
 
-    values = {component["id"]: component["props"].get("value") for component in config["components"]}
-    return send, [values[number] for number in dependency["inputs"]]
+        return send
 
-
-def is_change(found, components):
-    """Whether a dependency is what the controls of the table start."""
-    kinds = {component["id"]: component["props"].get("elem_id") for component in components}
-    return "search" in [kinds[number] for number in found["inputs"]]
+    return sender(change["id"]), sender(nothing["id"]), len(change["inputs"])
 
 
 def measure_answers(ours, root, rounds):
@@ -192,29 +197,24 @@ QUESTIONS = {
 
 
 def measure_answer(client, board, name, view, operation, rounds):
-    """One view."""
-    change, usual = event(client, is_change)
-    data = controls(usual, view)
-    size = change(data)[1]
-    with (
-        serving([sys.executable, __file__, "--bare", str(size)]) as (bare, _),
-        httpx.Client(base_url=bare, timeout=60) as other,
-    ):
-        nothing, _ = event(other, lambda found, components: len(found["inputs"]) == CONTROLS)
-        candidates = {
-            "ours": repeat(lambda: change(data)),
-            "bare": repeat(lambda: nothing(["x"] * CONTROLS)),
-            "pandas": repeat(lambda: operation(board.table)),
-        }
-        seconds = side_by_side(candidates, rounds)
-    both = [a + b for a, b in zip(seconds["bare"], seconds["pandas"], strict=True)]
-    times = {key: round(1e3 * min(values) / TIMES, 2) for key, values in seconds.items()}
-    return {"what": name, "bytes": size, "ms": times, "claim": CLAIMS["answer"], **ratio(seconds["ours"], both)}
+    """One view: the page's answer against the pandas operation and a round trip of the same controls."""
+    change, nothing, count = events(client)
+    data = controls(view, count)
+    candidates = {
+        "answer": repeat(lambda: change(data)),
+        "round_trip": repeat(lambda: nothing(data)),
+        "pandas": repeat(lambda: operation(board.table)),
+    }
+    seconds = side_by_side(candidates, rounds)
+    both = [a + b for a, b in zip(seconds["round_trip"], seconds["pandas"], strict=True)]
+    said = {"bytes": change(data), "bytes_round_trip": nothing(data), "claim": CLAIMS["answer"]}
+    said["ms"] = {key: round(1e3 * min(values) / TIMES, 2) for key, values in seconds.items()}
+    return {"what": name, **said, **ratio(seconds["answer"], both)}
 
 
 def measure_first_table(address, rounds):
     """Ours against a bare data frame, both opened by a browser that has nothing in its cache."""
-    with serving([sys.executable, __file__, "--bare", "100"]) as (bare, _), sync_playwright() as playwright:
+    with serving([sys.executable, __file__, "--bare"]) as (bare, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         candidates = {
             "ours": lambda: first_row(browser, address, ".board tbody td"),
@@ -226,13 +226,13 @@ def measure_first_table(address, rounds):
     return {"what": "first_table", **claim, **ratio(seconds["ours"], seconds["bare"])}
 
 
-def controls(usual, view):
+def controls(view, count):
     """What the page sends for a view: the address before, and the values of the controls, in the order of the part."""
     before = view.changed(query="", chat_template="any", sizes=(), page=2).address
     filters = [list(getattr(view, name)) for name in ("types", "precisions", "sizes", "streams", "licenses")]
     shown = list(shown_columns(view).values())
     data = [before, view.query, view.errors, *filters, view.coverage, view.chat_template, *shown]
-    assert len(data) == len(usual)
+    assert len(data) == count
     return data
 
 
@@ -267,7 +267,7 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
-        bare_page(int(sys.argv[3]), int(sys.argv[2]))
+        bare_page(int(sys.argv[2]))
     elif sys.argv[1:2] == ["--ours"]:
         our_page(int(sys.argv[3]), sys.argv[2])
     else:

@@ -310,6 +310,14 @@ def test_an_empty_board_says_so(empty_board: Board) -> None:
     page = Page(table_html(empty_board, View()))
 
     assert "No model has been evaluated yet" in page.text
+    filters = View(
+        query="a", types=("chat",), precisions=("4bit",), sizes=("2–8 B",), streams=("2",), licenses=("mit",)
+    )
+    for label in ("Model", "P", *AVERAGES, *MODEL_COLUMNS, *metric_columns()):
+        view = filters.changed(coverage=50, chat_template="yes", sort=label, page=7, rows=("a/b@1",))
+        assert "No model has been evaluated yet" in Page(table_html(empty_board, view)).text
+    assert downloads.csv(empty_board, filters).decode().startswith("model,")
+    assert json.loads(downloads.json(empty_board, filters))["models"] == []
 
 
 class TestDownloads:

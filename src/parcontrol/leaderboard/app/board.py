@@ -80,14 +80,18 @@ def read_board(stores: Stores) -> Board:
 
 def _with_page_columns(table: pd.DataFrame, results: Results, marks: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
     found = [marks.get(model.casefold(), ("", "")) for model in table["model"]]
-    columns = {
+    texts = {
         "key": [row_key(*values) for values in table[list(IDENTITY)].itertuples(index=False, name=None)],
         "name": row_labels(table),
         "mark": [mark for mark, _ in found],
         "mark_reason": [reason for _, reason in found],
-        **{f"{group}_stderr": _stderr(table, results, labels) for group, labels in averaged_columns().items()},
     }
-    return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
+    errors = {f"{group}_stderr": _stderr(table, results, labels) for group, labels in averaged_columns().items()}
+    return pd.concat(
+        # Text also where there is no row to tell pandas so.
+        [table, pd.DataFrame(texts, index=table.index, dtype="str"), pd.DataFrame(errors, index=table.index)],
+        axis=1,
+    )
 
 
 def row_key(model: str, *details: object) -> str:

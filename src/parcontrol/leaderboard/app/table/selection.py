@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -64,10 +64,14 @@ def is_ascending(label: str) -> bool:
 
 def size_class(params: pd.Series) -> pd.Series:
     """Returns the class of every size in 10⁹ parameters; zero and missing are unknown."""
-    known = params.where(params > 0).to_numpy(float, na_value=np.nan)
+    return pd.Series(np.array([*SIZES, UNKNOWN_SIZE])[_size_classes(params)], index=params.index)
+
+
+def _size_classes(params: pd.Series) -> np.ndarray:
+    """The number of every size's class; that of unknown ones is the last."""
+    sizes = params.to_numpy(float, na_value=np.nan)
     lower_bounds = list(SIZES.values())[:-1]
-    classes = np.array(list(SIZES), dtype=object)[np.searchsorted(lower_bounds, known, side="right")]
-    return pd.Series(np.where(np.isnan(known), UNKNOWN_SIZE, classes), index=params.index)
+    return np.where(sizes > 0, np.searchsorted(lower_bounds, sizes, side="right"), len(SIZES))
 
 
 def stream_class(streams: pd.Series) -> pd.Series:
@@ -127,9 +131,15 @@ def _fitting(table: pd.DataFrame, view: View) -> np.ndarray:
         fitting &= np.logical_or.reduce(
             [table["name"].str.contains(word, case=False, regex=False).to_numpy(bool) for word in words]
         )
-    for values, column in _class_filters(table, view):
-        if values:
-            fitting &= column().isin(values).to_numpy(bool)
+    for chosen, fits in (
+        (view.types, _is_type),
+        (view.precisions, _is_precision),
+        (view.sizes, _is_size),
+        (view.streams, _has_streams),
+        (view.licenses, _has_license),
+    ):
+        if chosen:
+            fitting &= fits(table, chosen)
     if view.coverage:
         fitting &= (coverage(table) >= view.coverage).to_numpy(bool)
     if view.chat_template != "any":
@@ -137,14 +147,29 @@ def _fitting(table: pd.DataFrame, view: View) -> np.ndarray:
     return fitting
 
 
-def _class_filters(table: pd.DataFrame, view: View) -> list[tuple[tuple[str, ...], Callable[[], pd.Series]]]:
-    return [
-        (view.types, lambda: table["model_type"].map(type_words)),
-        (view.precisions, lambda: table["precision"]),
-        (view.sizes, lambda: size_class(table["params"])),
-        (view.streams, lambda: stream_class(table["P"])),
-        (view.licenses, lambda: table["license"].replace("", NOT_STATED)),
-    ]
+def _is_type(table: pd.DataFrame, words: Sequence[str]) -> np.ndarray:
+    types = [kind.value for kind in ModelType if kind.words in words]
+    return table["model_type"].isin(types).to_numpy(bool)
+
+
+def _is_precision(table: pd.DataFrame, precisions: Sequence[str]) -> np.ndarray:
+    return table["precision"].isin(precisions).to_numpy(bool)
+
+
+def _is_size(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    classes = [*SIZES, UNKNOWN_SIZE]
+    return np.isin(_size_classes(table["params"]), [classes.index(name) for name in names if name in classes])
+
+
+def _has_streams(table: pd.DataFrame, counts: Sequence[str]) -> np.ndarray:
+    numbers = [int(count) for count in counts if count.isascii() and count.isdigit()]
+    fitting = table["P"].isin(numbers).to_numpy(bool)
+    return fitting | table["P"].isna().to_numpy(bool) if NO_STREAMS in counts else fitting
+
+
+def _has_license(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    wanted = [*names, ""] if NOT_STATED in names else names
+    return table["license"].isin(wanted).to_numpy(bool)
 
 
 def ranks(table: pd.DataFrame, places: np.ndarray, view: View) -> list[int | None]:
