@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from parcontrol.demo.board import USER, submit_demo, waiting
+from parcontrol.demo.board import USER, submit_demo, tasks, waiting
 from parcontrol.leaderboard.queue import Queue
 from parcontrol.leaderboard.records import Status
+from parcontrol.leaderboard.registry import select
 from parcontrol.leaderboard.settings import Settings
 from parcontrol.leaderboard.store import open_stores
 from parcontrol.leaderboard.submission import Submission, submit
+from parcontrol.leaderboard.table import averaged_columns
 from tests.leaderboard.models import write_model
 
 
@@ -26,12 +28,18 @@ def test_every_model_is_submitted_once(tmp_path: Path, settings: Settings) -> No
     first = submit_demo(model, tmp_path / "runs", store, settings)
     again = submit_demo(model, tmp_path / "runs", store, settings)
 
-    assert [(entry.request.model, str(entry.request.precision)) for entry in first] == [
-        ("local/backbone", "float32"),
-        ("local/backbone", "bfloat16"),
-    ]
+    (entry,) = first
+    assert (entry.request.model, entry.request.precision) == ("local/backbone", "bfloat16")
     assert again == []
     assert {entry.request.submitted_by for entry in waiting(store)} == {USER}
+
+
+def test_its_tasks_give_both_averages_and_no_more() -> None:
+    averaged = {label for labels in averaged_columns().values() for label in labels}
+    specs = select(tasks())
+
+    assert averaged <= {column.label for spec in specs for column in spec.columns}
+    assert all(spec.demo and any(column.label in averaged for column in spec.columns) for spec in specs)
 
 
 def test_somebody_elses_requests_are_left_alone(tmp_path: Path, settings: Settings) -> None:

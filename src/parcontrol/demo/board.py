@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from parcontrol.leaderboard.model_source import find_model
 from parcontrol.leaderboard.queue import Entry, Queue
 from parcontrol.leaderboard.records import WAITING, ModelType, Precision, Status
-from parcontrol.leaderboard.runs_on_board import submit_run
+from parcontrol.leaderboard.registry import DEMO, select
+from parcontrol.leaderboard.runs_on_board import submission_of
 from parcontrol.leaderboard.settings import ROOT_VARIABLE, Settings
 from parcontrol.leaderboard.store import Store
 from parcontrol.leaderboard.submission import Submission, submit
@@ -16,7 +19,8 @@ from parcontrol.runs import RunDirectory
 
 # Who submits them, so that they take nothing of what a person may submit in a week.
 USER = "demo"
-PRECISIONS = (Precision.FLOAT32, Precision.BFLOAT16)
+# Half the time of float32 on a CPU that multiplies matrices in it.
+PRECISION = Precision.BFLOAT16
 
 
 def submit_demo(model: Path, runs: Path, store: Store, settings: Settings) -> list[Entry]:
@@ -41,24 +45,19 @@ def submit_demo(model: Path, runs: Path, store: Store, settings: Settings) -> li
             f"{len(others)} requests wait in {settings.root}, {others[0]} for one, and the demo would evaluate them on "
             f"the sample tasks only: name another directory in {ROOT_VARIABLE}, or run a worker first"
         )
-    there = {(entry.request.sha, entry.request.precision) for entry in Queue(store).requests()}
-    entries: list[Entry] = []
+    there = {entry.request.sha for entry in Queue(store).requests()}
+    backbone: tuple[Submission, dict[str, Any]] = (Submission(str(model), ModelType.INSTRUCTION_TUNED), {})
+    trained = [submission_of(run, f"demo_{run.path.name}") for run in finished_runs(runs)]
+    return [
+        submit(replace(submission, precision=PRECISION), store, settings, USER, facts=facts | {"tasks": tasks()})
+        for submission, facts in (backbone, *trained)
+        if find_model(submission.model_name, "main", settings).sha not in there
+    ]
 
-    def offer(directory: Path, precision: Precision, how: Callable[[], Entry]) -> None:
-        if (find_model(str(directory), "main", settings).sha, precision) not in there:
-            entries.append(how())
 
-    for precision in PRECISIONS:
-        backbone = Submission(str(model), ModelType.INSTRUCTION_TUNED, precision=precision)
-        offer(model, precision, lambda wanted=backbone: submit(wanted, store, settings, user=USER))  # type: ignore[misc]
-    for run in finished_runs(runs):
-        name = f"demo_{run.path.name}"
-        offer(
-            run.final_dir,
-            Precision.FLOAT32,
-            lambda run=run, name=name: submit_run(run, store, settings, name, user=USER),  # type: ignore[misc]
-        )
-    return entries
+def tasks() -> tuple[str, ...]:
+    """Returns the tasks of the sample set that the averages are taken over."""
+    return tuple(spec.name for spec in select([DEMO]) if any(column.averaged for column in spec.columns))
 
 
 def waiting(store: Store) -> list[Entry]:

@@ -14,9 +14,7 @@ from parcontrol.leaderboard.submission import Submission, submit
 from parcontrol.runs import RunDirectory
 
 
-def submit_run(
-    run: RunDirectory, store: Store, settings: Settings, name: str | None = None, user: str | None = None
-) -> Entry:
+def submit_run(run: RunDirectory, store: Store, settings: Settings, name: str | None = None) -> Entry:
     """Submits the final model of a training run.
 
     The request says P, training tokens, seed and base model beside what every request says, so that the table can be
@@ -27,12 +25,17 @@ def submit_run(
         store: The requests repository, a local one: only that can name a directory.
         settings: Settings of the leaderboard.
         name: Name on the board, `local/<name>`; None takes that of the run directory.
-        user: Who submits; None is the account.
 
     Raises:
         ValueError: The run is not finished, its model is incomplete, or the submission is refused.
         StoreError: The store cannot be read or written.
     """
+    submission, facts = submission_of(run, name)
+    return submit(submission, store, settings, facts=facts)
+
+
+def submission_of(run: RunDirectory, name: str | None = None) -> tuple[Submission, dict[str, Any]]:
+    """Returns what is submitted for a run, and what its request says of the training; see `submit_run`."""
     if not run.path.is_dir():
         raise ValueError(f"{run.path} is no directory: name the directory of a finished run")
     if not run.finished:
@@ -46,7 +49,7 @@ def submit_run(
         base_model=_base_model(run),
         local_name=name or run.path.resolve().name,
     )
-    return submit(submission, store, settings, user, facts=facts)
+    return submission, facts
 
 
 def _facts(run: RunDirectory) -> dict[str, Any]:
