@@ -396,8 +396,8 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         if config is not None and not generation_config.disable_compile:
             if self.device.type == "cpu" and config.backend == "inductor" and not _has_cpp_compiler():
                 logger.warning_once(
-                    "compile_config is set, but there is no C++ compiler: decoding runs uncompiled. Install g++, or name "
-                    "a compiler in the environment variable CXX."
+                    "compile_config is set, but there is no C++ compiler: decoding runs uncompiled. Install g++, or "
+                    "name a compiler in the environment variable CXX."
                 )
                 return False
             generation_config.compile_config = copy.copy(config)  # the caller's own stays as it is
