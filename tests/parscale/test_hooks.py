@@ -48,6 +48,25 @@ def test_beam_search_asks_the_model_to_reorder():
     assert "_reorder_cache" in inspect.getsource(GenerationMixin._beam_search)
 
 
+def test_generate_makes_static_caches_and_asks_about_compilation_through_methods():
+    prepare = inspect.signature(GenerationMixin._prepare_static_cache).parameters
+    assert list(prepare)[:3] == ["self", "cache_implementation", "batch_size"]
+    assert list(inspect.signature(GenerationMixin._valid_auto_compile_criteria).parameters) == [
+        "self",
+        "model_kwargs",
+        "generation_config",
+    ]
+    assert "_compile_all_devices" in inspect.getsource(GenerationMixin._valid_auto_compile_criteria)
+
+
+def test_the_default_backend_looks_for_a_compiler_by_one_function():
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    assert not inspect.signature(get_cpp_compiler).parameters
+    assert issubclass(InvalidCxxCompiler, RuntimeError)
+
+
 def test_initialisation_is_guarded_by_a_flag():
     assert "_is_hf_initialized" in inspect.getsource(PreTrainedModel._initialize_weights)
 

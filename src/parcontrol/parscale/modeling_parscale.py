@@ -14,6 +14,7 @@ Shapes: P streams, B batch, T query tokens, S keys (cached and new), K prefix to
 heads, d head size. This file travels with every saved checkpoint, so it imports torch and transformers only.
 """
 
+import copy
 import re
 import zlib
 from dataclasses import dataclass
@@ -30,9 +31,12 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_parscale import parscale_config_class
+
+logger = logging.get_logger(__name__)
 
 _NAME = re.compile(r"(?P<base>[A-Z]\w*?)ParScale(?P<prefix>Prefix)?(?P<head>Model|ForCausalLM)")
 # Our attention functions by the name of the plain one. The names belong to this copy of the file: a process may hold
@@ -138,8 +142,36 @@ def prefix_attention(
         attention_mask = F.pad(attention_mask, (prefix_length, 0), value=visible)
     elif num_queries > 1:
         attention_mask = _bottom_right_mask(num_queries, prefix_length, query.device)
+    if num_queries == 1 and not _is_eager(module):
+        return _one_query_attention(query, key, value, attention_mask, **kwargs), None
     kwargs["is_causal"] = False
     return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def _one_query_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> torch.Tensor:
+    """A decoding step: the H/G heads that share a key/value head are queries of it, so nothing is repeated for them.
+
+    transformers does the same, but not while it is being compiled; there it writes H/G copies of all keys and values.
+
+    Returns:
+        output [P·B, 1, H, d].
+    """
+    rows, num_heads, _, _ = query.shape
+    groups = key.shape[1]
+    if attention_mask is not None and attention_mask.shape[1] != 1:  # a mask for each head
+        attention_mask = attention_mask.reshape(len(attention_mask), groups, num_heads // groups, -1)
+    output = F.scaled_dot_product_attention(
+        query.reshape(rows, groups, num_heads // groups, -1), key, value, attention_mask, dropout, scale=scaling
+    )
+    return output.reshape(rows, 1, num_heads, -1)
 
 
 def _is_eager(module: nn.Module) -> bool:
@@ -365,6 +397,44 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
             beam_idx = stream_major_rows(beam_idx, self.model.active_streams, num_rows)
         past_key_values.reorder_cache(beam_idx)
         return past_key_values
+
+    def _prepare_static_cache(self, cache_implementation: str, batch_size: int, *args, **kwargs):
+        """Called by `generate` for a static cache: its rows are P·B, and it serves this number of streams only."""
+        num_streams = self.model.active_streams
+        cache = super()._prepare_static_cache(cache_implementation, num_streams * batch_size, *args, **kwargs)
+        cache.num_streams = num_streams
+        return cache
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
+        """Called by `generate`: whether decoding steps run compiled. A `compile_config` asks for it on any device.
+
+        transformers alone would ignore a `compile_config` on a CPU. There, the default backend writes C++; without a
+        compiler for it the steps run as they are, and one message says so.
+        """
+        config = generation_config.compile_config
+        if config is not None and not generation_config.disable_compile:
+            if self.device.type == "cpu" and config.backend == "inductor" and not _has_cpp_compiler():
+                logger.warning_once(
+                    "compile_config is set, but there is no C++ compiler: decoding runs uncompiled. Install g++, or "
+                    "name a compiler in the environment variable CXX."
+                )
+                return False
+            generation_config.compile_config = copy.copy(config)  # the caller's own stays as it is
+            generation_config.compile_config._compile_all_devices = True
+        return super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+
+
+@cache
+def _has_cpp_compiler() -> bool:
+    """Whether torch.compile's default backend finds a C++ compiler; asked once, for it starts a process."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and needed here alone
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
 def _model_card(config) -> str:
