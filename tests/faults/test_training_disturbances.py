@@ -45,6 +45,11 @@ def corpus(tmp_path: Path, tiny_corpus_dir: Path) -> Path:
     return folder
 
 
+def one_shard(corpus: Path) -> dict[str, object]:
+    """A run that reads no text but that of its steps: prefixes from texts would have met a bad shard before them."""
+    return {**LONG_RUN, "data__repo": str(corpus), "data__num_shards": 1, "parscale__prefix_init": "normal"}
+
+
 def spoil(corpus: Path, change: Callable[[bytes], bytes]) -> bytes:
     """Changes the content of the shard and returns what it was."""
     good = (corpus / SHARD).read_bytes()
@@ -54,7 +59,7 @@ def spoil(corpus: Path, change: Callable[[bytes], bytes]) -> bytes:
 
 def test_a_shard_that_ends_in_its_middle(make_config: MakeConfig, corpus: Path) -> None:
     """The run stops with the tokens that are there, every time, and another shard never takes the place of this one."""
-    run = LONG_RUN | {"data__repo": str(corpus), "data__num_shards": 1}
+    run = one_shard(corpus)
     whole = reference(make_config, **run)
     good = spoil(corpus, lambda content: content[: len(content) * 3 // 4])
     config = make_config("spoilt", **run)
@@ -78,7 +83,7 @@ def test_a_shard_with_a_corrupt_bit(make_config: MakeConfig, corpus: Path, seed:
         place = chosen.randrange(len(content) // 2)  # which the run needs
         return content[:place] + bytes([content[place] ^ 1 << chosen.randrange(8)]) + content[place + 1 :]
 
-    run = LONG_RUN | {"data__repo": str(corpus), "data__num_shards": 1}
+    run = one_shard(corpus)
     whole = reference(make_config, **run)
     good = spoil(corpus, corrupt)
     config = make_config("spoilt", **run)
