@@ -109,7 +109,9 @@ def few_descriptors(more: int) -> None:
     limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) - 1 + more)
 
 
-@pytest.mark.parametrize("counts", [(1, 5), pytest.param((0, 2, 6, 7, 8, 9, 12), marks=pytest.mark.full)], ids=["two", "many"])
+@pytest.mark.parametrize(
+    "counts", [(1, 5), pytest.param((0, 2, 6, 7, 8, 9, 12), marks=pytest.mark.full)], ids=["two", "many"]
+)
 def test_descriptors_run_out(make_config: MakeConfig, counts: Sequence[int]) -> None:
     """With a few more files than a started process has open, a run says so or ends as if there were no limit.
 

@@ -27,7 +27,11 @@ def last_checkpoint(run: RunDirectory) -> Checkpoint:
 
 def assert_same_checkpoint(a: Checkpoint, b: Checkpoint) -> None:
     """Two checkpoints hold the same parameters, moments, random states, sums and position in the data."""
-    assert (a.boundary.step, a.boundary.tokens, a.boundary.data) == (b.boundary.step, b.boundary.tokens, b.boundary.data)
+    assert (a.boundary.step, a.boundary.tokens, a.boundary.data) == (
+        b.boundary.step,
+        b.boundary.tokens,
+        b.boundary.data,
+    )
     for ours, theirs in (
         (a.parameters, b.parameters),
         (a.moments, b.moments),
