@@ -248,15 +248,24 @@ class RunDirectory:
         found = [p for p in self.checkpoints_dir.iterdir() if _STEP.fullmatch(p.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
+    def remove_old_checkpoints(self, keep: int) -> None:
+        """Removes all periodic checkpoints but the newest `keep`; a kill meanwhile leaves none that is half there."""
+        for old in self.checkpoints()[:-keep]:
+            doomed = old.with_name(f".{old.name}{_PARTIAL}{os.getpid()}")
+            os.rename(old, doomed)
+            _remove(doomed)
+
     # --- opening ---
 
     def _foreign_entries(self) -> list[str]:
         """Returns what lies in a directory that never became a run."""
-        if not self.path.is_dir() or self.exists:
+        if not self.path.is_dir():
             return []
         # A kill between taking the lock and writing the configuration leaves these.
         ours = (_LOCK, f".{_CONFIG}{_PARTIAL}")
-        return sorted(p.name for p in self.path.iterdir() if not p.name.startswith(ours))
+        foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(ours))
+        # Asked last: the configuration may be among them, of a process that has begun the run just now.
+        return [] if self.exists else foreign
 
     def _lock(self) -> None:
         fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -346,11 +355,13 @@ def _append_line(path: Path, record: Mapping[str, Any]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         before = os.fstat(fd).st_size
-        written = os.write(fd, line)
-        if written < len(line):
+        try:
+            if os.write(fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(fd)  # where some file systems first find that there is no room
+        except OSError:
             os.ftruncate(fd, before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(fd)
+            raise
     finally:
         os.close(fd)
 

@@ -30,8 +30,10 @@ class HubServer(ThreadingHTTPServer):
     """The server; `served` and `requests` grow while it runs.
 
     Attributes:
-        failures: What the next requests for file contents get instead: a status code, or `cut` for a body that ends
-            in its middle.
+        failures: What the next requests for file contents get instead: a status code, `cut` for a body that ends in
+            its middle, or `hang` for no answer until `released`.
+        api_failures: The same for requests for revisions and listings, without `cut`; `pass` for the right answer.
+        released: Ends all hanging.
     """
 
     daemon_threads = True
@@ -42,6 +44,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.served: list[Served] = []
         self.failures: list[int | str] = []
+        self.api_failures: list[int | str] = []
+        self.released = threading.Event()
         self.lock = threading.Lock()
 
     @property
@@ -129,6 +133,8 @@ class _Handler(HubHandler):
         path = unquote(urlsplit(self.path).path)
         with self.server.lock:
             self.server.requests.append(f"{self.command} {path}")
+        if path.startswith("/api/") and self._fails(self.server.api_failures):
+            return
         repo = re.escape(self.server.repo)
         if match := re.fullmatch(rf"/api/datasets/{repo}(?:/revision/(?P<revision>[^/]+))?", path):
             self._info(match["revision"] or "main")
@@ -138,6 +144,18 @@ class _Handler(HubHandler):
             self._resolve(match["revision"], match["path"])
         else:
             self.send_hub_error(404, "RepoNotFound", "Repository not found")
+
+    def _fails(self, failures: list[int | str]) -> bool:
+        """Fails as told next, if at all."""
+        with self.server.lock:
+            failure = failures.pop(0) if failures else None
+        if failure == "hang":
+            self.server.released.wait(60)
+            self.close_connection = True
+        elif isinstance(failure, int):
+            told = {"Retry-After": "3"} if failure == 429 else {}
+            self.send_hub_error(failure, "", "told to fail", told)
+        return failure not in (None, "pass")
 
     def _knows(self, revision: str) -> bool:
         known = revision in ("main", self.server.commit)
@@ -173,15 +191,15 @@ class _Handler(HubHandler):
             self.send_hub_error(404, "EntryNotFound", f"{path} does not exist")
             return
         with self.server.lock:
-            failure = self.server.failures.pop(0) if self.server.failures else None
-        if isinstance(failure, int):
-            self.send_hub_error(failure, "", "told to fail")
+            cut = self.server.failures[:1] == ["cut"]
+            del self.server.failures[: int(cut)]
+        if not cut and self._fails(self.server.failures):
             return
         content = (self.server.folder / path).read_bytes()
         start, end = self.requested_span(len(content))
         body = content[start:end]
         self.send_content_head(start, end, len(content), {"ETag": '"0"', "X-Repo-Commit": self.server.commit})
-        if failure == "cut":
+        if cut:
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
         elif self.command == "GET":

@@ -28,15 +28,21 @@ BLOCK_SIZE, BATCH_BYTES = 1 << 18, 1 << 17
 # serves several questions, because its start is what takes time.
 CLIENT = f"""
 import json, sys, time
+from huggingface_hub import constants
+from parcontrol import hub
 from parcontrol.config import DataConfig
 from parcontrol.data import TrainStream, documents, open_corpus, source
 from parcontrol.data.documents import read_documents
 from tests.data.corpora import byte_tokenizer
 
 source.BLOCK_SIZE, documents.BATCH_BYTES = {BLOCK_SIZE}, {BATCH_BYTES}
-time.sleep = lambda seconds: None  # between the attempts of the client library
+waits = []
+time.sleep = waits.append  # between the attempts of the client library
 for line in sys.stdin:
     question = json.loads(line)
+    waits.clear()
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = question.get("timeout", 10)
+    hub.TIMEOUT_SECONDS["read"] = question.get("timeout", 60)
     try:
         corpus = open_corpus(DataConfig(**question["data"]))
         answer = dict(revision=corpus.revision, shards=[shard.name for shard in corpus.train_shards])
@@ -48,6 +54,8 @@ for line in sys.stdin:
             answer["texts"] = [document.text for document in read_documents(corpus.validation_shards[0])]
     except ValueError as error:
         answer = dict(error=str(error))
+    if "timeout" in question:
+        answer["waits"] = list(waits)
     print(json.dumps(answer), flush=True)
 """
 
@@ -105,6 +113,7 @@ def server(running: tuple[HubServer, Client]) -> HubServer:
     server.requests.clear()
     server.served.clear()
     server.failures.clear()
+    server.api_failures.clear()
     return server
 
 
@@ -173,6 +182,41 @@ def test_a_lasting_failure_names_shard_and_offset(
     assert reason in error
     assert "\n" not in error
     assert len(server.failures) > 80, "the attempts are bounded"
+
+
+@pytest.mark.parametrize(
+    "failures", [[503], [429, 500], ["pass", 502], ["pass", 429]], ids=lambda failures: str(failures)
+)
+def test_a_hub_that_fails_to_name_revision_or_shards_for_a_moment_is_asked_again(
+    server: HubServer, client: Client, failures: list[int | str]
+) -> None:
+    undisturbed = client.ask(blocks=10)
+    server.api_failures += failures
+    answer = client.ask(blocks=10, timeout=1)
+    waits = answer.pop("waits")
+    assert answer == undisturbed
+    assert not server.api_failures
+    assert bool({3.0, 4.0} & set(waits)) == (429 in failures), "what Retry-After says, or a second more"
+
+
+@pytest.mark.parametrize(
+    ("api_failures", "failures", "beginning"),
+    [
+        (["hang"], [], "the dataset 'someone/texts' is no folder here and the Hub is out of reach (timed out)"),
+        (["pass", "pass", *["hang"] * 9], [], "the shards of someone/texts cannot be listed: timed out"),
+        ([503] * 9, [], "the Hub refuses the dataset 'someone/texts': Server error '503"),
+        ([], ["hang"] * 50, "val.jsonl.zst: the file cannot be read at byte 0 of its text (byte 0 of"),
+    ],
+    ids=["revision", "listing", "refusal", "content"],
+)
+def test_a_hub_that_hangs_or_refuses_for_good_ends_in_an_error(
+    server: HubServer, client: Client, api_failures: list[int | str], failures: list[int | str], beginning: str
+) -> None:
+    server.api_failures += api_failures
+    server.failures += failures
+    error = client.ask(documents=True, timeout=0.2)["error"]
+    assert error.startswith(beginning)
+    assert "\n" not in error
 
 
 def test_a_shard_that_vanishes_is_named(server: HubServer, client: Client) -> None:

@@ -6,84 +6,21 @@ this process, never interrupted.
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from parcontrol.cli.train import main
-from parcontrol.config import RunConfig, dump_yaml
-from parcontrol.runs import RunDirectory
+from parcontrol.config import RunConfig
 from parcontrol.training.checkpoint import Checkpoint
-from parcontrol.training.run import run
-from tests.faults.processes import processes
+from tests.faults.training_processes import LONG_RUN, MakeConfig, Training, finish, limit, reference
 from tests.training.same_run import assert_same_run
-
-MakeConfig = Callable[..., RunConfig]
-
-LONG_RUN = {
-    "training__tokens_per_run": 60 * 128,
-    "training__log_interval_steps": 7,  # checkpoints fall between log points
-    "training__checkpoint_interval_steps": 5,
-}
-
-
-def train(arguments: list[str], log: Path, file_size_limit: int | None) -> None:
-    """Runs `parcontrol train` in a new process, its output going to a file."""
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    if file_size_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    sys.exit(main(arguments))
-
-
-class Training:
-    """A process of `parcontrol train`."""
-
-    def __init__(self, config: RunConfig, file_size_limit: int | None = None) -> None:
-        path = config.run_directory.with_suffix(".yaml")
-        path.write_text(dump_yaml(config), encoding="utf-8")
-        self.run = RunDirectory(config.run_directory)
-        self.log = config.run_directory.with_suffix(".log")
-        self.log.write_bytes(b"")
-        self.process = processes.Process(target=train, args=(["--config", str(path)], self.log, file_size_limit))
-        self.process.start()
-
-    def wait_for_records(self, count: int) -> None:
-        """Waits until so many metrics are recorded, or the process has ended."""
-        while len(self.run.read_metrics()) < count and self.process.is_alive():
-            time.sleep(0.002)
-
-    def send(self, signum: signal.Signals) -> None:
-        pid = self.process.pid
-        assert pid is not None
-        os.kill(pid, signum)
-
-    def end(self) -> tuple[int | None, str]:
-        """Waits for the process; returns its exit code and what it printed, on one line."""
-        self.process.join(timeout=120)
-        output = self.log.read_text(encoding="utf-8", errors="replace")
-        return self.process.exitcode, " ".join(output.split())
-
-
-def reference(make_config: MakeConfig) -> RunDirectory:
-    config = make_config("whole", **LONG_RUN)
-    run(config)
-    return RunDirectory(config.run_directory)
-
-
-def finish(config: RunConfig) -> None:
-    """Repeats the command and lets it end."""
-    exit_code, output = Training(config).end()
-    assert exit_code == 0, output
 
 
 def kill_until_finished(config: RunConfig, kills: int, total_records: int, seed: int) -> None:
@@ -150,7 +87,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(make_config: MakeC
         (checkpoint.path / f"{name}.safetensors").stat().st_size for name in ("parameters", "optimizer")
     )
     assert parameters < 15_000 < moments
-    training = Training(config, file_size_limit=15_000)
+    training = Training(config, partial(limit, resource.RLIMIT_FSIZE, 15_000))
     exit_code, output = training.end()
     assert exit_code == 1, output
     assert "File too large" in output
@@ -170,7 +107,7 @@ def test_the_same_command_in_a_process_of_its_own_finishes_a_killed_run(
     training.wait_for_records(6)
     training.process.kill()
     assert training.end()[0] == -signal.SIGKILL
-    command = [sys.executable, "-m", "parcontrol.cli.train", "--config", str(config.run_directory) + ".yaml"]
+    command = [sys.executable, "-m", "parcontrol.cli.train", "--config", str(training.config_file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert_same_run(reference(make_config).path, config.run_directory)

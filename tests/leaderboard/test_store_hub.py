@@ -25,7 +25,7 @@ COMMIT, HEAD, READ, TREE = r"POST .*/commit/", r"GET .*/revision/main", r"GET .*
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
-    monkeypatch.setattr(hub_module, "_TIMEOUT_SECONDS", dict.fromkeys(("connect", "read", "write", "pool"), 0.3))
+    monkeypatch.setattr("parcontrol.hub.TIMEOUT_SECONDS", dict.fromkeys(("connect", "read", "write", "pool"), 0.3))
     # Its own waits between attempts of reading trees and asking how to upload.
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     with online_hub(tmp_path / "cache", monkeypatch) as hub:

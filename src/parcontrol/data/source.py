@@ -14,7 +14,7 @@ from typing import IO
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 
 from parcontrol.config import DataConfig
 from parcontrol.data.seeding import seeded_int
+from parcontrol.hub import limit_waiting, patiently
 from parcontrol.mirror import MIRROR_VARIABLE, is_path, local_copy, mirror_directory
 
 LOCAL_REVISION = "local"
@@ -55,6 +56,7 @@ class Shard:
     def open(self) -> IO[bytes]:
         """Opens the compressed file; remote files are read in ranges, never as a whole."""
         if isinstance(self.filesystem, HfFileSystem):
+            limit_waiting()
             return self.filesystem.open(self.path, "rb", block_size=BLOCK_SIZE)
         return self.filesystem.open(self.path, "rb")
 
@@ -119,9 +121,12 @@ def _open_hub(config: DataConfig) -> tuple[AbstractFileSystem, str, str]:
     mirror = mirror_directory(config.mirror)
     if mirror:  # a mirror that was asked for is never passed over
         raise ValueError(f"the mirror {str(mirror)!r} holds no folder datasets/{config.repo}")
+    limit_waiting()
     wanted = f"the dataset {config.repo!r}" + (f" at revision {config.revision!r}" if config.revision else "")
     try:
-        commit = HfApi().dataset_info(config.repo, revision=config.revision).sha
+        commit = patiently(
+            lambda: HfApi().dataset_info(config.repo, revision=config.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        ).sha
     except RevisionNotFoundError as error:
         raise ValueError(f"{wanted} is not on the Hub: there is no such revision") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -141,6 +146,8 @@ def _open_hub(config: DataConfig) -> tuple[AbstractFileSystem, str, str]:
 
 def _list_shards(filesystem: AbstractFileSystem, root: str) -> dict[str, int]:
     """Returns the size in bytes of every shard by its name, all splits."""
+    if isinstance(filesystem, HfFileSystem):
+        patiently(lambda: filesystem.resolve_path(root))  # asks once, and what follows trusts the answer
     sizes: dict[str, int] = {}
     for folder in (root, *(f"{root}/{split}" for split in ("train", *VALIDATION_SPLITS))):
         try:

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
+from parcontrol.hub import limit_waiting
 from parcontrol.mirror import MIRROR_VARIABLE, is_path, local_copy
 
 NOT_STATED = "not stated"
@@ -39,6 +40,7 @@ def load_backbone(
         ValueError: when the model cannot be had, with transformers' reason.
     """
     source = resolve_model(name, mirror)
+    limit_waiting()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         if not tokenizer("text", add_special_tokens=False)["input_ids"]:

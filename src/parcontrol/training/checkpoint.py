@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +105,7 @@ def save_checkpoint(run: RunDirectory, loop: TrainingLoop, keep: int) -> None:
         _save(_moments(loop), directory / _OPTIMIZER)
         _save(tensors, directory / _TENSORS)
         (directory / _STATE).write_text(json.dumps(boundary), encoding="utf-8")
-    for old in run.checkpoints()[:-keep]:
-        shutil.rmtree(old)
+    run.remove_old_checkpoints(keep)
 
 
 class Checkpointing(Callback):

@@ -17,6 +17,10 @@ class DiskFullError(RunStoppedError):
     """There was no room for a file of the run."""
 
 
+class TooManyFilesError(RunStoppedError):
+    """No further file could be opened."""
+
+
 class OutOfMemoryError(RunStoppedError):
     """The device or the machine had no memory left."""
 

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from safetensors import SafetensorError
 
 from parcontrol.config import RunConfig
 from parcontrol.diagnostics.memory import out_of_memory_advice
 from parcontrol.runs import RunDirectory
-from parcontrol.training.errors import DiskFullError, OutOfMemoryError, RunStoppedError
+from parcontrol.training.errors import DiskFullError, OutOfMemoryError, RunStoppedError, TooManyFilesError
 from parcontrol.training.fitting import MemoryPlan
 
 # EFBIG: a limit on the size of files (ulimit -f); it is met and mended like a full disk.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
+# safetensors, tokenizers and torch have errors of their own, with the number in the text behind its meaning alone.
+_NUMBER_IN_TEXT = re.compile(r"\((?:os error )?(\d+)\)")
 
 
 @contextmanager
 def explained(config: RunConfig, run: RunDirectory) -> Iterator[None]:
-    """Raises DiskFullError or OutOfMemoryError for what means one of them; lets the rest pass."""
+    """Raises DiskFullError, TooManyFilesError or OutOfMemoryError for what means one of them; lets the rest pass."""
     try:
         yield
     except RunStoppedError:
         raise
-    except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
-        reason = _no_room_reason(error)
-        if reason is not None:
-            raise DiskFullError(f"{reason} while writing to {run.path}. {_resume_note(run)}") from error
+    except Exception as error:
+        number = _error_number(error)
+        if number in _NO_ROOM:
+            raise DiskFullError(
+                f"{os.strerror(number)} while writing to {run.path}. {_resume_note(run, 'free space')}"
+            ) from error
+        if number in _NO_FILES:
+            raise TooManyFilesError(
+                f"{os.strerror(number)} (`ulimit -n` shows the limit). {_resume_note(run, 'raise the limit')}"
+            ) from error
         advice = out_of_memory_advice(error, config)
         if advice is not None:
             raise OutOfMemoryError(advice) from error
@@ -47,20 +56,20 @@ def steps_explained(config: RunConfig, plan: MemoryPlan) -> Iterator[None]:
         raise OutOfMemoryError(advice) from error
 
 
-def _no_room_reason(error: BaseException) -> str | None:
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return error.strerror
-    # safetensors writes in Rust and keeps the number of the error in its text alone.
-    if isinstance(error, SafetensorError):
-        return next((str(error) for code in _NO_ROOM if f"os error {code})" in str(error)), None)
-    return None
+def _error_number(error: BaseException) -> int:
+    """The operating system's number of an error, 0 where it is none of its."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    text = str(error)
+    numbers = (int(found[1]) for found in _NUMBER_IN_TEXT.finditer(text))
+    return next((number for number in numbers if f"{os.strerror(number)} (" in text), 0)
 
 
-def _resume_note(run: RunDirectory) -> str:
+def _resume_note(run: RunDirectory, remedy: str) -> str:
     checkpoints = run.checkpoints()
     if not checkpoints:
-        return "There is no checkpoint yet: free space and start again."
+        return f"There is no checkpoint yet: {remedy} and start again."
     return (
-        f"The newest checkpoint, {checkpoints[-1].name}, is whole: free space and repeat the same "
+        f"The newest checkpoint, {checkpoints[-1].name}, is whole: {remedy} and repeat the same "
         "command to go on from there."
     )

@@ -37,13 +37,15 @@ def run(config: RunConfig, resume: bool = True) -> dict[str, Any]:
         RunStoppedError: The run cannot go on (see its kinds in `errors`).
         Interrupted: SIGINT or SIGTERM; a checkpoint has been written.
     """
-    with RunDirectory.open_for_training(config, resume) as directory:
+    with (
+        explained(config, RunDirectory(config.run_directory)),
+        RunDirectory.open_for_training(config, resume) as directory,
+    ):
         if directory.finished:
             return directory.read_result()
         setup_logging(config.logging.level, config.logging.directory, directory.path.name)
         disable_progress_bar()  # of transformers: bars for a second of loading would tear the display
-        with explained(config, directory):
-            return _train(config, directory)
+        return _train(config, directory)
 
 
 def _train(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:

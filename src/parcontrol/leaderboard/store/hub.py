@@ -39,6 +39,7 @@ from huggingface_hub.utils import (
 )
 from pydantic import SecretStr
 
+from parcontrol.hub import limit_waiting
 from parcontrol.leaderboard.store.base import (
     Changes,
     ConflictError,
@@ -54,7 +55,6 @@ from parcontrol.leaderboard.store.retries import HUB_CONFLICTS, HUB_TROUBLE, Ret
 logger = logging.getLogger(__name__)
 
 _BRANCH = "main"
-_TIMEOUT_SECONDS = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
 _CONNECTIONS = 8
 # What the Hub tells us to wait is followed up to here; its own window is five minutes.
 _LONGEST_TOLD_SECONDS = 330.0
@@ -323,7 +323,7 @@ def patiently(call: Callable[[], Result], what: str, trouble: RetryPolicy = HUB_
     try:
         for attempt in trouble.retrying(_is_passing, what, _told_seconds):
             with attempt:
-                _limit_waiting()
+                limit_waiting()
                 try:
                     return call()
                 except RuntimeError as error:
@@ -386,16 +386,3 @@ def _prune(cache: Path) -> None:
         with suppress(FileNotFoundError):
             if file.stat().st_mtime < oldest:
                 file.unlink()
-
-
-def _limit_waiting() -> None:
-    """Gives every request of huggingface_hub a time-out: by default, most have none."""
-    session = get_session()
-    hooks = session.event_hooks
-    if _set_timeouts not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _set_timeouts]}
-
-
-def _set_timeouts(request: httpx2.Request) -> None:
-    given = {name: seconds for name, seconds in request.extensions["timeout"].items() if seconds is not None}
-    request.extensions = {**request.extensions, "timeout": _TIMEOUT_SECONDS | given}
