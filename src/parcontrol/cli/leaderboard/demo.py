@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from parcontrol.cli.demo import OUTPUT_DIRECTORY
-from parcontrol.cli.leaderboard import app, worker
+from parcontrol.cli.leaderboard import app
 from parcontrol.cli.parser import INTERRUPTED, USAGE_ERROR, print_error, run_command
 
 FAILED = 1
@@ -42,11 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error)
         return FAILED
     print(f"Queue   {len(entries)} new: {', '.join(entry.request.model for entry in entries) or 'all is there'}")
-    code = worker.main(["--tasks", "demo"])
+    code = _evaluate()
     if code == 0 and waiting(requests):
         print("interrupted: the same command goes on where this one ended", file=sys.stderr)
         return INTERRUPTED
     return code or app.serve(args.host, args.port)
+
+
+def _evaluate() -> int:
+    """Runs a worker, without the Hub: the demo shall not download gigabytes of models that score summaries."""
+    command = [sys.executable, "-m", "parcontrol.cli.main", "leaderboard", "worker", "--tasks", "demo"]
+    with subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as worker:
+        try:
+            return worker.wait()
+        except KeyboardInterrupt:  # the worker has got it too, and gives back what it holds
+            worker.wait()
+            return INTERRUPTED
 
 
 if __name__ == "__main__":
