@@ -228,7 +228,7 @@ def measure_first_table(address, rounds):
 
 def controls(view, count):
     """What the page sends for a view: the address before, and the values of the controls, in the order of the part."""
-    before = view.changed(query="", chat_template="any", sizes=(), page=2).address
+    before = view.changed(query="", chat_template="any", sizes=(), sheet=2).address
     filters = [list(getattr(view, name)) for name in ("types", "precisions", "sizes", "streams", "licenses")]
     shown = list(shown_columns(view).values())
     data = [before, view.query, view.errors, *filters, view.coverage, view.chat_template, *shown]

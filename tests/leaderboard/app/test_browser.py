@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from parcontrol.leaderboard.app.board import read_board
 from parcontrol.leaderboard.app.page import PARTS
+from parcontrol.leaderboard.app.view import View
 from parcontrol.leaderboard.settings import Settings
 from parcontrol.leaderboard.store import Stores, open_stores, update
 from tests.leaderboard.app import boards
@@ -135,6 +136,40 @@ def test_search_sort_and_filter_are_in_the_address_and_come_back_from_it(site: S
         expect(page.get_by_label("bfloat16")).to_be_checked()
 
 
+def test_every_parameter_can_be_loaded(site: Site, browser: Browser) -> None:
+    """Gradio has parameters of its own, which ours must not meet."""
+    values = {"sheet": "2", "coverage": "50", "ascending": "true", "tab": "plots"}
+    for field in fields(View):
+        httpx2.get(f"{site.address}?{field.name}={values.get(field.name, 'x')}", timeout=60).raise_for_status()
+    with opened(browser, f"{site.address}?sheet=2&sort=FEVER/Acc") as page:
+        expect(page.locator(".pages [aria-current]")).to_have_text("2", timeout=SECONDS)
+
+
+def test_a_filter_that_the_board_does_not_have_can_be_undone(site: Site, browser: Browser) -> None:
+    with opened(browser, f"{site.address}?precisions=bogus") as page:
+        expect(page.locator(".count")).to_contain_text("No model fits", timeout=SECONDS)
+        page.get_by_label("bogus").uncheck()  # the filters are unfolded
+        expect(page.locator(".count")).to_contain_text("65 models", timeout=SECONDS)
+
+
+def test_what_is_done_last_wins_however_slow_the_answers_are(site: Site, browser: Browser) -> None:
+    with opened(browser, site.address) as page:
+        wait_for_table(page)
+        page.route("**/gradio_api/run/**", lambda route: (time.sleep(0.4), route.continue_()))
+        page.locator("#bar").get_by_role("link", name="Plots").click()
+        page.locator("#bar").get_by_role("link", name="About").click()
+        expect(page.locator("#part-about")).to_be_visible(timeout=SECONDS)
+        assert parse_qs(urlparse(page.url).query) == {"tab": ["about"]}
+        page.locator("#bar").get_by_role("link", name="Leaderboard", exact=True).click()
+        expect(page.locator("#part-leaderboard")).to_be_visible(timeout=SECONDS)
+        wait_for_table(page)
+        page.get_by_role("link", name=re.compile("^XSum")).first.click()
+        page.locator("#search input, #search textarea").press_sequentially("org3")
+        expect(page.locator(".count")).to_contain_text("of 65 models", timeout=SECONDS)
+        expect(page).to_have_url(re.compile("query=org3&sort=XSum"), timeout=SECONDS)
+        assert page.locator("#search input, #search textarea").input_value() == "org3"
+
+
 def test_a_link_keeps_the_focus_and_the_back_button_goes_back(site: Site, browser: Browser) -> None:
     with opened(browser, site.address) as page:
         wait_for_table(page)
@@ -179,10 +214,9 @@ def test_an_old_table_is_marked_while_the_store_is_down(tmp_path: Path, browser:
     with served(tmp_path / "board", 3) as site, opened(browser, site.address) as page:
         wait_for_table(page)
         site.root.rename(tmp_path / "elsewhere")
-        site.root.write_text("in the way")
         expect(page.locator(".trouble")).to_contain_text("Not the newest", timeout=60_000)
         assert rows(page)
-        site.root.unlink()
+        assert not site.root.exists()
         (tmp_path / "elsewhere").rename(site.root)
         expect(page.locator(".trouble")).to_be_hidden(timeout=60_000)
 

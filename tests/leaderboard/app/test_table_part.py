@@ -151,6 +151,14 @@ class TestSorting:
         assert known[-1] == 1
         assert known[0] == len(known)
 
+    def test_flagged_and_withdrawn_models_have_no_rank_and_take_none(self, full_board: Board) -> None:
+        rows = select_rows(full_board, View())
+        found = dict(zip(rows["key"], ranks(rows, np.arange(len(rows)), View()), strict=True))
+        marked = set(rows["key"][rows["mark"] != ""])
+
+        assert {found[key] for key in marked} == {None}
+        assert sorted(rank for rank in found.values() if rank) == list(range(1, 1 + sum(map(bool, found.values()))))
+
     def test_an_alphabet_ranks_nobody(self, full_board: Board) -> None:
         assert set(ranks(full_board.table, np.arange(3), View(sort="Model"))) == {None}
 
@@ -260,7 +268,7 @@ class TestPages:
         shown = [
             row[1].lstrip()
             for page in range(1, pages + 1)
-            for row in Page(table_html(full_board, View(page=page))).rows
+            for row in Page(table_html(full_board, View(sheet=page))).rows
             if row and (row[0].isdigit() or row[0] == "–")
         ]
 
@@ -271,7 +279,7 @@ class TestPages:
         last = -(-len(full_board.table) // PAGE_ROWS)
         rows = [
             row
-            for row in Page(table_html(full_board, View(page=99))).rows
+            for row in Page(table_html(full_board, View(sheet=99))).rows
             if row and (row[0].isdigit() or row[0] == "–")
         ]
 
@@ -314,7 +322,7 @@ def test_an_empty_board_says_so(empty_board: Board) -> None:
         query="a", types=("chat",), precisions=("4bit",), sizes=("2–8 B",), streams=("2",), licenses=("mit",)
     )
     for label in ("Model", "P", *AVERAGES, *MODEL_COLUMNS, *metric_columns()):
-        view = filters.changed(coverage=50, chat_template="yes", sort=label, page=7, rows=("a/b@1",))
+        view = filters.changed(coverage=50, chat_template="yes", sort=label, sheet=7, rows=("a/b@1",))
         assert "No model has been evaluated yet" in Page(table_html(empty_board, view)).text
     assert downloads.csv(empty_board, filters).decode().startswith("model,")
     assert json.loads(downloads.json(empty_board, filters))["models"] == []

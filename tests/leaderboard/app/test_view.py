@@ -23,7 +23,7 @@ views = st.builds(
     chat_template=st.sampled_from(["any", "yes", "no"]),
     sort=words,
     ascending=st.none() | st.booleans(),
-    page=st.integers(1, 1000),
+    sheet=st.integers(1, 1000),
     rows=several,
     errors=st.booleans(),
 )
@@ -50,7 +50,16 @@ def test_a_search_can_be_linked_to_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["tab=nowhere", "page=-3", "page=٣", "coverage=many", "ascending=maybe", "chat_template=1", "unknown=1", "%ff%fe"],
+    [
+        "tab=nowhere",
+        "sheet=-3",
+        "sheet=٣",
+        "coverage=many",
+        "ascending=maybe",
+        "chat_template=1",
+        "unknown=1",
+        "%ff%fe",
+    ],
 )
 def test_what_cannot_be_a_value_is_left_out(address: str) -> None:
     assert view_at(address) == View()
@@ -58,7 +67,7 @@ def test_what_cannot_be_a_value_is_left_out(address: str) -> None:
 
 def test_numbers_are_kept_in_their_range() -> None:
     assert view_at("coverage=900").coverage == 100
-    assert view_at("page=0").page == 1
+    assert view_at("sheet=0").sheet == 1
 
 
 def test_an_address_cannot_be_made_to_cost_much() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ def serve(host: str, port: int) -> int:
         return FAILED
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
     place = f"{settings.results_repo} on the Hub" if settings.on_hub else str(settings.root)
-    print(f"Leaderboard with {len(live.board.table):,} models from {place}")
+    count = len(live.board.table)
+    print(f"Leaderboard with {count:,} model{'s' if count != 1 else ''} from {place}")
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(application(live, settings), log_level="warning", proxy_headers=False)
     uvicorn.Server(config).run([listening])
@@ -73,9 +75,15 @@ def make_parser(prog: str, description: str) -> OneLineParser:
     )
     parser.add_argument("--host", default=os.environ.get(HOST) or "127.0.0.1", help="default: %(default)s")
     parser.add_argument(
-        "--port", type=int, default=os.environ.get(PORT) or 7860, help="port of this machine; default: %(default)s"
+        "--port", type=_port, default=os.environ.get(PORT) or "7860", help="port of this machine; default: %(default)s"
     )
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 1 to 65535")
+    return int(text)
 
 
 if __name__ == "__main__":

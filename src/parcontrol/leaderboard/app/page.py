@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
+from gradio.blocks import Block
 
 from parcontrol.leaderboard.app.about import part as about
 from parcontrol.leaderboard.app.board import LiveBoard
@@ -79,12 +79,12 @@ class Page:
         outputs = self._outputs()
         with self.blocks:
             self.blocks.load(self._open, self._address, outputs, js="() => location.search", **QUIET)
-            navigator.click(self._follow, None, outputs, **QUIET)
+            navigator.click(self._follow, self._address, outputs, trigger_mode="multiple", **QUIET)
             timer.tick(self._look, [self._address, self._seen], outputs, **QUIET)
             self._address.change(None, self._address, None, js=static("address.js"))
 
     def _outputs(self) -> list[Any]:
-        components: list[Component] = [component for part in self._parts.values() for component in part.components]
+        components: list[Block] = [component for part in self._parts.values() for component in part.components]
         return [self._address, self._seen, self._bar, *self._columns.values(), *components]
 
     def open(self, view: View, refresh: bool = False) -> list[Any]:
@@ -99,8 +99,10 @@ class Page:
     def _open(self, address: str) -> list[Any]:
         return self.open(view_at(address))
 
-    def _follow(self, click: gr.EventData) -> list[Any]:
-        return self.open(view_at(str(click._data.get("address", ""))))
+    def _follow(self, before: str, click: gr.EventData) -> list[Any]:
+        view = view_at(str(click._data.get("address", "")))
+        # What somebody types meanwhile stays, if the link has nothing to say about it.
+        return self.open(view, refresh=view.same_controls(view_at(before)))
 
     def _look(self, address: str, seen: Any) -> list[Any]:
         """Shows the newest board, if there is a newer one than the page has."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
+from gradio.blocks import Block
 
 from parcontrol.leaderboard.app.board import Board, LiveBoard
 from parcontrol.leaderboard.app.view import View, view_at
@@ -48,6 +48,6 @@ class Part:
         refresh: The same, when there is a new board: what somebody is filling in stays. None if `show` will do.
     """
 
-    components: Sequence[Component]
+    components: Sequence[Block]
     show: Callable[[Board, View], Sequence[Any]]
     refresh: Callable[[Board, View], Sequence[Any]] | None = None

@@ -29,7 +29,7 @@ class View:
         chat_template: Whether models were asked through their chat templates.
         sort: Label of the column that is sorted by.
         ascending: Smallest first; None is best first.
-        page: From 1.
+        sheet: Page of the table, from 1; `page` is a parameter of Gradio's own.
         rows: Keys of the rows that are looked at: one in `model`, up to five in `compare`.
         task: Name of the task whose samples are shown, or label of the column that is plotted.
         errors: Whether standard errors stand beside the values.
@@ -47,7 +47,7 @@ class View:
     chat_template: ChatTemplate = "any"
     sort: str = ""
     ascending: bool | None = None
-    page: int = 1
+    sheet: int = 1
     rows: tuple[str, ...] = ()
     task: str = ""
     errors: bool = False
@@ -55,6 +55,18 @@ class View:
     def changed(self, **values: Any) -> View:
         """Returns the view with other values."""
         return replace(self, **values)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether the filters leave models out."""
+        usual = View()
+        names = ("types", "precisions", "sizes", "streams", "licenses", "coverage", "chat_template")
+        return any(getattr(self, name) != getattr(usual, name) for name in names)
+
+    def same_controls(self, other: View) -> bool:
+        """Whether the table's controls hold the same for both: they differ in order, page and chosen rows at most."""
+        links = {"sort": "", "ascending": None, "sheet": 1, "rows": ()}
+        return self.tab == other.tab == "leaderboard" and self.changed(**links) == other.changed(**links)
 
     @property
     def address(self) -> str:
@@ -114,7 +126,7 @@ def _value(name: str, given: list[str], usual: Any) -> Any:
             return first if first in get_args(ChatTemplate) else None
         case "ascending" | "errors":
             return {"true": True, "false": False}.get(first)
-        case "coverage" | "page":
+        case "coverage" | "sheet":
             least, most = (0, 100) if name == "coverage" else (1, 10**6)
             return min(max(int(first), least), most) if first.isascii() and first.isdigit() else None
         case _ if isinstance(usual, str):

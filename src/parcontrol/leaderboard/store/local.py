@@ -179,6 +179,7 @@ class LocalStore:
     def changes(self, since: str | None) -> Changes:
         """Returns what has changed since a revision; all files for None, or for a revision that is not known."""
         with self._errors_named(), self._mutex:
+            self._check_still_there()
             self._scan_if_due()
             index = self._index()
             with _transaction(index, "DEFERRED"):
@@ -371,7 +372,13 @@ class LocalStore:
             finally:
                 self._lock.release()
 
+    def _check_still_there(self) -> None:
+        """A directory that was there and has gone, with its disk perhaps, is not made anew: that would look empty."""
+        if self._opened and not self.directory.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the directory is gone", str(self.directory))
+
     def _acquire(self) -> None:
+        self._check_still_there()
         self._staged.mkdir(parents=True, exist_ok=True)
         if self._lock.acquire():
             try:

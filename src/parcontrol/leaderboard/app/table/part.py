@@ -57,7 +57,7 @@ def table_html(board: Board, view: View) -> str:
     """Returns the table of a view, with what stands around it."""
     places = select_places(board.table, view)
     pages = max(-(-len(places) // PAGE_ROWS), 1)
-    page = min(view.page, pages)
+    page = min(view.sheet, pages)
     first = (page - 1) * PAGE_ROWS
     here = slice(first, first + PAGE_ROWS)
     rank = ranks(board.table, places, view)[here]
@@ -76,7 +76,7 @@ def table_html(board: Board, view: View) -> str:
         groups=[(group, list(map(head_of, labels))) for group, labels in shown_columns(view).items()],
         averages=list(map(head_of, AVERAGES)),
         fixed=list(map(head_of, ("Model", "P"))),
-        download=view.changed(tab="leaderboard", page=1, rows=()).address,
+        download=view.changed(tab="leaderboard", sheet=1, rows=()).address,
     )
     return f"{head}{''.join(_body(board, view, places[here].tolist(), rank))}</tbody></table></div>"
 
@@ -121,8 +121,8 @@ def _without(view: View, key: str) -> View:
 def _heads(view: View) -> Callable[[str], dict[str, Any]]:
     """Returns what makes a heading, and where a click on it leads: sorted by it, or the other way round."""
     label_now, ascending_now = order(view)
-    unsorted = view.changed(sort="", ascending=None, page=1).href
-    joint = "&" if view.changed(sort="", ascending=None, page=1).address else ""
+    unsorted = view.changed(sort="", ascending=None, sheet=1).href
+    joint = "&" if view.changed(sort="", ascending=None, sheet=1).address else ""
 
     def head(label: str) -> dict[str, Any]:
         name, _, metric = label.partition("/")
@@ -149,7 +149,7 @@ def _pages(view: View, page: int, pages: int) -> list[tuple[str, str | None]]:
     for before, number in zip([0, *near], near, strict=False):
         if number > before + 1:
             links.append(("…", None))
-        links.append((str(number), None if number == page else view.changed(page=number).href))
+        links.append((str(number), None if number == page else view.changed(sheet=number).href))
     return links if pages > 1 else []
 
 
@@ -166,7 +166,7 @@ def build(context: Context) -> Part:
             scale=4,
         )
         errors = gr.Checkbox(label="Show ± standard errors", container=False, elem_id="errors", scale=1, min_width=220)
-    with gr.Accordion("Filters", open=False, elem_classes="fold"), gr.Row():
+    with gr.Accordion("Filters", open=False, elem_classes="fold") as fold, gr.Row():
         types = gr.CheckboxGroup(offered["types"], label="Type", min_width=300)
         sizes = gr.CheckboxGroup(offered["sizes"], label="Size in parameters", min_width=300)
         precisions = gr.CheckboxGroup(offered["precisions"], label="Precision", min_width=300)
@@ -186,9 +186,10 @@ def build(context: Context) -> Part:
         found = choices(board.table)
         chosen = shown_columns(view)
         return [
+            gr.update(open=True) if view.filtered else gr.skip(),
             view.query,
             view.errors,
-            *(gr.update(choices=found[name], value=list(getattr(view, name))) for name in _FILTERS),
+            *(_offer(found[name], getattr(view, name)) for name in _FILTERS),
             view.coverage,
             view.chat_template,
             *chosen.values(),
@@ -213,7 +214,7 @@ def build(context: Context) -> Part:
         )
         if view == before:  # the search was changed by a link, which has shown everything
             return [gr.skip(), gr.skip()]
-        view = view.changed(page=1)
+        view = view.changed(sheet=1)
         return [view.address, table_html(context.live.board, view)]
 
     # Not `input`, which Gradio does not fire for text that is pasted or dictated.
@@ -223,13 +224,20 @@ def build(context: Context) -> Part:
         [context.address, *controls],
         [context.address, table],
         trigger_mode="always_last",
+        # What the address is now, also when the answer to a link is still on its way.
+        js="(address, ...values) => [location.search, ...values]",
         **QUIET,
     )
 
     def refresh(board: Board, view: View) -> list[Any]:
-        return [*[gr.skip()] * len(controls), table_html(board, view)]
+        return [gr.skip(), *[gr.skip()] * len(controls), table_html(board, view)]
 
-    return Part([*controls, table], show, refresh)
+    return Part([fold, *controls, table], show, refresh)
+
+
+def _offer(known: Sequence[str], chosen: Sequence[str]) -> Any:
+    """What a filter offers: also what an address has chosen that the board does not have, so that it can be undone."""
+    return gr.update(choices=list(dict.fromkeys([*known, *chosen])), value=list(chosen))
 
 
 _FILTERS = ("types", "precisions", "sizes", "streams", "licenses")

@@ -175,13 +175,13 @@ def _has_license(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
 def ranks(table: pd.DataFrame, places: np.ndarray, view: View) -> list[int | None]:
     """Returns the rank of the rows at some places by the value that is sorted by: 1 for the best of them.
 
-    Equal values share a rank. A row without the value has none, and nobody has one where the order is not one of better
-    and worse.
+    Equal values share a rank. A row without the value has none, nor has a flagged or withdrawn model, and nobody has
+    one where the order is not one of better and worse.
     """
     label, _ = order(view)
     if label not in AVERAGES and label not in metric_columns():
         return [None] * len(places)
-    values = table[label].to_numpy(float)[places]
+    values = np.where(table["mark"].to_numpy() == "", table[label].to_numpy(float), np.nan)[places]
     badness = values if is_ascending(label) else -values
     better = np.searchsorted(np.sort(badness), badness)
     return [None if missing else rank for missing, rank in zip(np.isnan(values), (better + 1).tolist(), strict=True)]
