@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = app.make_parser(
         "parcontrol leaderboard demo",
         "Evaluate the model of `make demo`, and what it has trained, on the sample tasks that come with the package, "
-        "and serve the leaderboard's page. About 5 minutes on 2 cores; a second call serves at once.",
+        "and serve the leaderboard's page. About 4 minutes a model on 2 cores; a second call serves at once.",
     ).parse_args(argv)
     from parcontrol.demo.board import submit_demo, waiting
     from parcontrol.demo.model import get_model
