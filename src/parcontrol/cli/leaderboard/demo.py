@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,11 +56,14 @@ def _evaluate() -> int:
     """Runs a worker, without the Hub: the demo shall not download gigabytes of models that score summaries."""
     command = [sys.executable, "-m", "parcontrol.cli.main", "leaderboard", "worker", "--tasks", "demo"]
     with subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as worker:
+        before = signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
         try:
             return worker.wait()
         except KeyboardInterrupt:  # the worker has got it too, and gives back what it holds
             worker.wait()
             return INTERRUPTED
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
