@@ -19,7 +19,9 @@ from parcontrol.training.signals import deferred_signals
 
 def main() -> int:
     args = command_parser().parse_all(None)
-    config = load_config(None, {key: value for key, value in vars(args).items() if key not in ("config", "resume", "dry_run")})
+    config = load_config(
+        None, {key: value for key, value in vars(args).items() if key not in ("config", "resume", "dry_run")}
+    )
     try:
         with RunDirectory.open_for_training(config) as run:
             return 0 if run.finished else train(config, run)

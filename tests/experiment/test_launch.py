@@ -41,7 +41,9 @@ def is_running(pid: int) -> bool:
 def test_the_command_gives_exactly_the_configuration(values: dict[str, str]) -> None:
     config = load_config(None, values)
     parsed = vars(command_parser().parse_all(command_line(config)))
-    assert load_config(None, {key: parsed[key] for key in parsed if key not in ("config", "resume", "dry_run")}) == config
+    assert (
+        load_config(None, {key: parsed[key] for key in parsed if key not in ("config", "resume", "dry_run")}) == config
+    )
 
 
 @pytest.fixture
