@@ -65,6 +65,8 @@ def read_board(stores: Stores) -> Board:
     Raises:
         StoreError: A repository cannot be read.
     """
+    # First, so that what is written while the rest is read counts as newer than this board.
+    revisions = (stores.requests.snapshot().revision, stores.results.snapshot().revision)
     queue = Queue(stores.requests)
     entries = queue.requests()
     marks = {
@@ -72,7 +74,6 @@ def read_board(stores: Stores) -> Board:
         for mark, path in (("withdrawn", WITHDRAWN), ("flagged", FLAGGED))
         for name, reason in read_list(stores.requests, path).items()
     }
-    revisions = (stores.requests.snapshot().revision, stores.results.snapshot().revision)
     results = read_results(stores.results)
     table = leaderboard_table(results, [entry.request for entry in entries])
     return Board(_with_page_columns(table, results, marks), results, entries, queue.broken(), revisions, utc_now())

@@ -86,6 +86,12 @@ class View:
         """A link to the view, from anywhere on the page."""
         return f"?{self.address}"
 
+    @property
+    def prefix(self) -> str:
+        """The beginning of a link to the view with more parameters, which follow."""
+        address = self.address
+        return f"?{address}&" if address else "?"
+
 
 def view_at(address: str) -> View:
     """Reads a view from a query string, with or without `?`."""

@@ -96,7 +96,7 @@ def _body(board: Board, view: View, places: list[int], ranks: list[int | None]) 
 
 def _toggles(view: View, keys: Iterable[tuple[str, str]]) -> list[str]:
     """The cell of every row, by key and quoted key, that takes it to the models to compare, or out of them."""
-    here = f"{view.href}{'&' if view.address else ''}".replace("&", "&amp;")
+    here = view.prefix.replace("&", "&amp;")
     full = len(view.rows) >= MOST_COMPARED
     cells = []
     for key, quoted in keys:
@@ -121,8 +121,7 @@ def _without(view: View, key: str) -> View:
 def _heads(view: View) -> Callable[[str], dict[str, Any]]:
     """Returns what makes a heading, and where a click on it leads: sorted by it, or the other way round."""
     label_now, ascending_now = order(view)
-    unsorted = view.changed(sort="", ascending=None, sheet=1).href
-    joint = "&" if view.changed(sort="", ascending=None, sheet=1).address else ""
+    unsorted = view.changed(sort="", ascending=None, sheet=1).prefix
 
     def head(label: str) -> dict[str, Any]:
         name, _, metric = label.partition("/")
@@ -136,7 +135,7 @@ def _heads(view: View) -> Callable[[str], dict[str, Any]]:
             "direction": {True: "↑", False: "↓", None: ""}[higher_is_better],
             "direction_words": {True: "higher is better", False: "lower is better", None: ""}[higher_is_better],
             "sort": ("ascending" if ascending_now else "descending") if is_sorted else "none",
-            "href": f"{unsorted}{joint}sort={quote_plus(label)}{other_way}",
+            "href": f"{unsorted}sort={quote_plus(label)}{other_way}",
         }
 
     return head
