@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
-from urllib.parse import quote_plus
 
 import gradio as gr
 
@@ -13,12 +12,11 @@ from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.markup import render
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
 from parcontrol.leaderboard.app.table.cells import cells_of
+from parcontrol.leaderboard.app.table.headings import headings
 from parcontrol.leaderboard.app.table.selection import (
     AVERAGES,
     MODEL_COLUMNS,
     choices,
-    metric_columns,
-    order,
     ranks,
     select_places,
 )
@@ -62,7 +60,7 @@ def table_html(board: Board, view: View) -> str:
     here = slice(first, first + PAGE_ROWS)
     rank = ranks(board.table, places, view)[here]
     compared = {key: row["name"] for key in view.rows if (row := board.row(key)) is not None}
-    head_of = _heads(view)
+    shown = shown_columns(view)
     head = render(
         "table_head",
         view=view,
@@ -73,12 +71,20 @@ def table_html(board: Board, view: View) -> str:
         pages=_pages(view, page, pages),
         compared=[(name, _without(view, key).href) for key, name in compared.items()],
         compare=View(tab="compare", rows=tuple(compared)).href if len(compared) > 1 else None,
-        groups=[(group, list(map(head_of, labels))) for group, labels in shown_columns(view).items()],
-        averages=list(map(head_of, AVERAGES)),
-        fixed=list(map(head_of, ("Model", "P"))),
+        groups=[("Averages", len(AVERAGES)), *((group, len(labels)) for group, labels in shown.items() if labels)],
+        headings=headings(view, _kinds(shown)),
         download=view.changed(tab="leaderboard", sheet=1, rows=()).address,
     )
     return f"{head}{''.join(_body(board, view, places[here].tolist(), rank))}</tbody></table></div>"
+
+
+def _kinds(shown: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """The headings of the columns that are shown, each with its CSS class."""
+    kinds = [("Model", "model"), ("P", "number"), *((label, "number average") for label in AVERAGES)]
+    for group, labels in shown.items():
+        first, others = ("fact", "fact") if group == MODEL else ("number first", "number")
+        kinds += [(label, others if place else first) for place, label in enumerate(labels)]
+    return kinds
 
 
 def _body(board: Board, view: View, places: list[int], ranks: list[int | None]) -> list[str]:
@@ -116,29 +122,6 @@ def _toggles(view: View, keys: Iterable[tuple[str, str]]) -> list[str]:
 
 def _without(view: View, key: str) -> View:
     return view.changed(rows=tuple(row for row in view.rows if row != key))
-
-
-def _heads(view: View) -> Callable[[str], dict[str, Any]]:
-    """Returns what makes a heading, and where a click on it leads: sorted by it, or the other way round."""
-    label_now, ascending_now = order(view)
-    unsorted = view.changed(sort="", ascending=None, sheet=1).prefix
-
-    def head(label: str) -> dict[str, Any]:
-        name, _, metric = label.partition("/")
-        higher_is_better = True if label in AVERAGES else metric_columns().get(label)
-        is_sorted = label == label_now
-        other_way = f"&ascending={str(not ascending_now).lower()}" if is_sorted else ""
-        return {
-            "label": label,
-            "name": name,
-            "metric": metric,
-            "direction": {True: "↑", False: "↓", None: ""}[higher_is_better],
-            "direction_words": {True: "higher is better", False: "lower is better", None: ""}[higher_is_better],
-            "sort": ("ascending" if ascending_now else "descending") if is_sorted else "none",
-            "href": f"{unsorted}sort={quote_plus(label)}{other_way}",
-        }
-
-    return head
 
 
 def _pages(view: View, page: int, pages: int) -> list[tuple[str, str | None]]:
