@@ -20,7 +20,7 @@ MODES = {
 }
 ARCHITECTURES = ["Qwen2", "Llama", "Qwen3", "Mistral"]
 
-needs_compiler = pytest.mark.skipif(not modeling_parscale._has_cpp_compiler(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not modeling_parscale.has_cpp_compiler(), reason="no C++ compiler")
 # torch's own: what inductor does to a CPU and to its caches
 quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -184,10 +184,11 @@ def _prefix_rows(prefix_PGKd: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _bottom_right_mask(num_queries: int, prefix_length: int, device: torch.device) -> torch.Tensor:
-    mask = causal_lower_right(num_queries, prefix_length + num_queries)
-    if device.type == "cuda":
-        return mask  # flash and memory-efficient kernels know this mask without its being built
-    return mask._materialize(device)
+    num_keys = prefix_length + num_queries
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        # Flash and memory-efficient kernels know this mask without its being built, torch.compile does not.
+        return causal_lower_right(num_queries, num_keys)
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(prefix_length)
 
 
 def _eager_attention(
@@ -413,7 +414,7 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         """
         config = generation_config.compile_config
         if config is not None and not generation_config.disable_compile:
-            if self.device.type == "cpu" and config.backend == "inductor" and not _has_cpp_compiler():
+            if self.device.type == "cpu" and config.backend == "inductor" and not has_cpp_compiler():
                 logger.warning_once(
                     "compile_config is set, but there is no C++ compiler: decoding runs uncompiled. Install g++, or "
                     "name a compiler in the environment variable CXX."
@@ -425,7 +426,7 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
 
 
 @cache
-def _has_cpp_compiler() -> bool:
+def has_cpp_compiler() -> bool:
     """Whether torch.compile's default backend finds a C++ compiler; asked once, for it starts a process."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and needed here alone
     from torch._inductor.exc import InvalidCxxCompiler

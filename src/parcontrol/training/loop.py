@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from parcontrol.config import RunConfig
 from parcontrol.data.stream import TrainStream
 from parcontrol.data.validation import ValidationSet
+from parcontrol.training.compiling import compile_layers, uncompiled
 from parcontrol.training.device import Precision, restore_rng, rng_state, without_packing_check
 from parcontrol.training.errors import Interrupted, NonFiniteError
 from parcontrol.training.evaluate import Validation, evaluate
@@ -176,6 +177,8 @@ class TrainingLoop:
         self.optimizer = build_optimizer(self.trainable, config.training)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.training.compile:
+            compile_layers(model)
         self.streams_per_pass = streams_per_pass or config.training.streams_per_pass or config.parscale.P
         self.callbacks = callbacks
         self.check_interrupt = check_interrupt
@@ -238,7 +241,8 @@ class TrainingLoop:
             self._call("on_validation", done, total)
 
         batch_size = self.config.training.microbatch_size
-        return evaluate(self.model, validation, precision, batch_size=batch_size, on_batch=on_batch)
+        with uncompiled(self.config.training):
+            return evaluate(self.model, validation, precision, batch_size=batch_size, on_batch=on_batch)
 
     def emit(self, kind: str, record: Record) -> None:
         """Hands a record to all callbacks, with the step and tokens that it belongs to."""

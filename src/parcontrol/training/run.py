@@ -12,6 +12,7 @@ from parcontrol.logging_setup import setup_logging
 from parcontrol.runs import RunDirectory
 from parcontrol.training.callbacks import MemoryWatch, build_callbacks
 from parcontrol.training.checkpoint import Checkpoint
+from parcontrol.training.compiling import check_compiler
 from parcontrol.training.device import choose_precision
 from parcontrol.training.failures import explained, steps_explained
 from parcontrol.training.finish import finish
@@ -50,6 +51,7 @@ def run(config: RunConfig, resume: bool = True) -> dict[str, Any]:
 
 def _train(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     precision = choose_precision(config.training)
+    check_compiler(config.training, precision.device)
     checkpoint = Checkpoint.newest(directory)
     directory.truncate_after(checkpoint.boundary.step if checkpoint else -1)
     before = recorded_meta(directory, resuming=checkpoint is not None)

@@ -1,0 +1,140 @@
+"""A PEFT step against its own matrix products.
+
+Claim: forward and backward of a step take at most 1.6 × the time of exactly the matrix products that the step cannot do
+without, run one after the other in the same type on the model's own weights.
+
+The products, for R = P·B·T rows, D hidden, K prefix tokens, T tokens, V vocabulary:
+  linear layers   R rows through every one, and back to their inputs (the first layer's queries, keys and values need no
+                  way back); nothing for their weights, which are frozen
+  attention       two forward and four backward for every head, on (T + 1) / 2 + K keys, what a query sees on average
+  aggregator      two forward; back to inputs and weights
+  head            B·T rows, and back
+
+`products` is their time alone, `compiled` that of a step with `training.compile`; `…_TFLOPs` are the rates that each
+reaches, counting the operations of the products.
+
+On a GPU `model_flop_utilisation` is the rate of the compiled step over the one given with --peak-tflops.
+"""
+
+import statistics
+
+import torch
+from harness import parser, ratio, report, side_by_side
+from training_step import peft_step
+
+from parcontrol.demo.model import get_model
+from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config, parscale_parameters
+from parcontrol.parscale.loading import load_backbone
+from parcontrol.training.compiling import compile_layers
+from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU, output_head
+
+CLAIM = 1.6
+
+
+def products(model, B, T):
+    """All products of a step as (left, right) factors, in the order of layers; every factor is real memory."""
+    config, inner = model.config, model.model
+    P, K, device, dtype = inner.active_streams, config.prefix_length, model.device, model.dtype
+    made = {}
+
+    def some(*shape):
+        # One tensor of each shape: activations of the step come from memory as rarely or often as these.
+        if shape not in made:
+            made[shape] = torch.randn(shape, device=device).to(dtype)
+        return made[shape]
+
+    R = P * B * T
+    pairs = []
+    for number, layer in enumerate(inner.layers):
+        for name, module in layer.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                pairs.append((some(R, module.in_features), module.weight.T))
+                if number or not name.endswith(("q_proj", "k_proj", "v_proj")):
+                    pairs.append((some(R, module.out_features), module.weight))
+        attention = layer.self_attn
+        heads, d, keys = P * B * config.num_attention_heads, attention.head_dim, (T + 1) // 2 + K
+        q, k, scores = some(heads, T, d), some(heads, keys, d), some(heads, T, keys)
+        pairs += [(q, k.mT), (scores, k)]  # scores, output
+        pairs += [(scores.mT, q), (q, k.mT), (scores, k), (scores.mT, q)]  # to values, probabilities, queries, keys
+    if P > 1:
+        for module in inner.aggregate_layer:
+            if isinstance(module, torch.nn.Linear):
+                x, y = some(B * T, module.in_features), some(B * T, module.out_features)
+                weight = module.weight.to(dtype)
+                pairs += [(x, weight.T), (y, weight), (y.T, x)]
+    # In the chunks that the loss takes: the logits of all positions at once would only be slower.
+    head = output_head(model)
+    chunk = CHUNK_TOKENS_ACCELERATOR if model.device.type == "cuda" else CHUNK_TOKENS_CPU
+    for start in range(0, B * T, chunk):
+        n = min(chunk, B * T - start)
+        pairs += [(some(n, head.shape[1]), head.T), (some(n, head.shape[0]), head)]
+    return pairs
+
+
+def operations(pairs):
+    """Multiplications and additions of all products."""
+    return sum(2 * left.numel() * right.shape[-1] for left, right in pairs)
+
+
+@torch.no_grad()
+def multiply(pairs):
+    for left, right in pairs:
+        left @ right
+
+
+def as_they_are(step):
+    """The step with its layers as they are, though they could run compiled."""
+
+    def run():
+        with torch.compiler.set_stance("force_eager"):
+            step()
+
+    return run
+
+
+def main():
+    arguments = parser(__doc__)
+    arguments.add_argument("--P", type=int, nargs="+", default=[1, 2, 4])
+    arguments.add_argument("--T", type=int, nargs="+", default=[256, 1024])
+    arguments.add_argument("--tokens", type=int, default=1024, help="tokens B·T of a step")
+    arguments.add_argument("--model", default=None, help="a model directory (default: the demo's SmolLM2-135M)")
+    arguments.add_argument("--peak-tflops", type=float, help="of the GPU's data sheet, for bfloat16 without sparsity")
+    args = arguments.parse_args()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone, _ = load_backbone(str(args.model or get_model()), dtype=torch.bfloat16, device=device)
+    backbone.requires_grad_(False)
+
+    rows = []
+    for T in args.T:
+        B = max(args.tokens // T, 1)
+        ids_BT = torch.randint(backbone.config.vocab_size, (B, T), device=device)
+        for P in args.P:
+            context = torch.randint(backbone.config.vocab_size, (P, 48))
+            model = convert_to_parscale_model(backbone, create_parscale_config(P), context_ids=context).train()
+            for _, parameter in parscale_parameters(model):
+                parameter.data = parameter.data.float()
+            pairs = products(model, B, T)
+            step = peft_step(model, output_head(model), ids_BT)
+            compile_layers(model)
+            candidates = {
+                "step": as_they_are(step),
+                "compiled": step,
+                "products": lambda pairs=pairs: multiply(pairs),
+            }
+            seconds = side_by_side(candidates, args.rounds)
+            found = {"P": P, "T": T, "claim": CLAIM}
+            for name in ("step", "compiled"):
+                found[f"{name}_over_products"] = ratio(seconds[name], seconds["products"])
+            work = operations(pairs)
+            for name, times in seconds.items():
+                found[f"{name}_s"] = statistics.median(times)
+                found[f"{name}_TFLOPs"] = work / statistics.median(times) / 1e12
+            if args.peak_tflops:
+                found["model_flop_utilisation"] = found["compiled_TFLOPs"] / args.peak_tflops
+            rows.append(found)
+    report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Decoder layers compiled by torch.compile: norms, activations, rotations and residuals in few passes over memory.
+
+Layer by layer, so that one compilation serves all layers (all but the first, into which no gradient goes back, have the
+same graph). Only steps of training run compiled: they have one shape, so that nothing is compiled anew on the way, and
+a resumed process comes to the same kernels as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from parcontrol.config import TrainingConfig
+from parcontrol.parscale.modeling_parscale import has_cpp_compiler
+
+
+def check_compiler(config: TrainingConfig, device: torch.device) -> None:
+    """Checks before anything is loaded that `training.compile` can be had.
+
+    Raises:
+        ValueError: It is asked for on a CPU, for which kernels are written in C++, without a compiler.
+    """
+    if config.compile and device.type == "cpu" and not has_cpp_compiler():
+        raise ValueError(
+            "training.compile: true needs a C++ compiler on a CPU, and there is none; install g++, name one in the "
+            "environment variable CXX, or set training.compile to false"
+        )
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Has the decoder layers compiled when they are first called; weights and their names stay as they are."""
+    inner: Any = model.model
+    for layer in inner.layers:
+        layer.compile()
+
+
+def uncompiled(config: TrainingConfig) -> AbstractContextManager[object]:
+    """Context in which compiled layers run as they are: of what has other shapes than a step."""
+    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
