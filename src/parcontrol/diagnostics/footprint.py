@@ -228,6 +228,9 @@ def activation_bytes(
     shared = setting.shared_heads_from is not None and setting.shared_heads_from <= T
     keys = (size.key_value if shared else A) * (1 + config.parscale.prefix_length / T)
     layer = 2 * _FLOAT32 * D + width * (2 * A + 2 * keys + 3 * inner)
+    if training.compile and training.mode == "peft":
+        # Norms and the activation's product are computed again from what they were made of.
+        layer = width * (2 * D + 2 * A + 2 * keys + 2 * inner)
     if training.mode == "full":
         layer += 2 * _FLOAT32 * D + width * (inner + (5 if _autocasts(setting) else 2) * D)
     inside_layers = (size.layers + 1) * layer
