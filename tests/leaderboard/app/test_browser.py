@@ -170,6 +170,76 @@ def test_what_is_done_last_wins_however_slow_the_answers_are(site: Site, browser
         assert page.locator("#search input, #search textarea").input_value() == "org3"
 
 
+def test_a_late_answer_of_a_part_that_was_left_does_not_open_it_again(site: Site, browser: Browser) -> None:
+    with opened(browser, site.address) as page:
+        page.add_init_script(_LATE_MODELS)
+        page.reload()
+        wait_for_table(page)
+        page.locator(".board tbody tr .model a").first.click()
+        page.locator("#bar").get_by_role("link", name="About").click()
+        page.wait_for_function("window.late === 1")
+        page.wait_for_timeout(1500)
+        assert parse_qs(urlparse(page.url).query) == {"tab": ["about"]}
+        expect(page.locator("#part-about")).to_be_visible(timeout=SECONDS)
+        expect(page.locator("#bar [aria-current]")).to_have_text("About", timeout=SECONDS)
+        expect(page.locator("#part-model")).to_be_hidden()
+
+
+_LATE_MODELS = """
+window.late = 0;
+const fetchNow = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await fetchNow(...asked);
+  if (String(asked[1] && asked[1].body).includes('"address":"?tab=model')) {
+    await new Promise((done) => setTimeout(done, 3000));
+    window.late += 1;
+  }
+  return answer;
+};
+"""
+
+
+def test_an_address_may_name_the_first_part(site: Site, browser: Browser) -> None:
+    with opened(browser, f"{site.address}?tab=leaderboard") as page:
+        wait_for_table(page)
+        page.locator("#search input, #search textarea").fill("org3")
+        expect(page.locator(".count")).to_contain_text("of 65 models", timeout=SECONDS)
+        expect(page).to_have_url(re.compile(r"\?query=org3$"), timeout=SECONDS)
+
+
+def test_a_number_of_the_slider_may_be_empty_or_too_large(site: Site, browser: Browser) -> None:
+    with opened(browser, f"{site.address}?coverage=40") as page:
+        wait_for_table(page)
+        number = page.locator("#part-leaderboard input[type=number]")
+        number.fill("")
+        expect(page).to_have_url(site.address, timeout=SECONDS)
+        number.fill("1000")
+        number.press("Tab")
+        expect(page).to_have_url(re.compile("coverage=100$"), timeout=SECONDS)
+        expect(number).to_have_value("100")
+
+
+def test_a_search_is_no_longer_than_an_address_can_hold(site: Site, browser: Browser) -> None:
+    with opened(browser, site.address) as page:
+        wait_for_table(page)
+        search = page.locator("#search input, #search textarea")
+        search.press_sequentially("x")
+        page.keyboard.insert_text("org1;" * 100)
+        expect(page.locator(".count")).to_contain_text("of 65 models", timeout=SECONDS)
+        expect(page).to_have_url(re.compile("query="), timeout=SECONDS)
+        typed, address = search.input_value(), page.url
+    with opened(browser, address) as page:
+        expect(page.locator("#search input, #search textarea")).to_have_value(typed, timeout=SECONDS)
+
+
+def test_the_bar_shows_on_a_phone_where_one_is(site: Site, browser: Browser) -> None:
+    with opened(browser, f"{site.address}?tab=plots", viewport={"width": 360, "height": 800}) as page:
+        for name in ("About", "Leaderboard"):
+            page.locator("#bar").get_by_role("link", name=name, exact=True).dispatch_event("click")  # without scrolling
+            expect(page.locator("#bar [aria-current]")).to_have_text(name, timeout=SECONDS)
+            expect(page.locator("#bar [aria-current]")).to_be_in_viewport(ratio=0.99, timeout=SECONDS)
+
+
 def test_a_link_keeps_the_focus_and_the_back_button_goes_back(site: Site, browser: Browser) -> None:
     with opened(browser, site.address) as page:
         wait_for_table(page)

@@ -158,6 +158,12 @@ def test_perplexities_are_on_a_logarithmic_axis_and_percentages_end_at_100() -> 
     assert "lower is better" in measure_axis(quantities()["HaluEval QA/Unparsed"], np.array([1.0]), errors[:1]).title
 
 
+def test_an_axis_around_zero_alone_has_ticks_that_fit_beside_it() -> None:
+    axis = measure_axis(Y, np.zeros(2), np.full(2, np.nan))
+    assert (axis.low, axis.high) == (-1, 1)
+    assert max(len(tick.text) for tick in axis.ticks) <= len("−0.5")
+
+
 @given(
     st.lists(st.floats(-1e5, 1e5), min_size=1, max_size=8),
     st.lists(st.floats(1e-3, 1e12), min_size=1, max_size=8),

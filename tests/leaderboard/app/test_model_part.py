@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 from dataclasses import astuple
@@ -18,7 +19,7 @@ import pytest
 
 from parcontrol.cli.leaderboard.worker import _check, _parser
 from parcontrol.leaderboard.app.board import Board, read_board
-from parcontrol.leaderboard.app.measures import Whisker, measures, number, rank, whisker
+from parcontrol.leaderboard.app.measures import Rank, Whisker, measures, number, rank, whisker
 from parcontrol.leaderboard.app.model.facts import average_facts, command, history, model_html, task_rows
 from parcontrol.leaderboard.app.model.samples import Origin, SampleReader
 from parcontrol.leaderboard.app.view import View
@@ -162,6 +163,22 @@ def test_ranks_are_among_what_was_measured_alike(stores: Stores) -> None:
     assert found["org/d"].limited
     assert found["org/e"].outdated
     assert not found["org/a"].outdated
+
+
+def test_marked_models_have_no_rank_and_take_none(full_board: Board) -> None:
+    table = full_board.table
+    assert (table["mark"] != "").sum() > 1
+    unmarked = table[(table["mark"] == "") & ~table["limited"]]
+    assert (table["Factuality"][table["mark"] != ""] > unmarked["Factuality"].min()).any()
+    for _, row in table.iterrows():
+        places = [average.rank for average in average_facts(full_board, row) if average.rank]
+        places += [line.rank for lines in task_rows(full_board, row).values() for line in lines if line.rank]
+        if row["mark"]:
+            assert not places
+        elif not math.isnan(row["Factuality"]) and not row["limited"]:
+            factuality = next(one for one in average_facts(full_board, row) if one.group == "Factuality")
+            better = int((unmarked["Factuality"] > row["Factuality"]).sum())
+            assert factuality.rank == Rank(1 + better, int(unmarked["Factuality"].notna().sum()))
 
 
 def test_averages_say_what_is_missing(stores: Stores) -> None:

@@ -8,13 +8,16 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from parcontrol.leaderboard.app.board import Board
+from parcontrol.leaderboard.app.measures import measures
 from parcontrol.leaderboard.app.table import downloads
+from parcontrol.leaderboard.app.table.cells import cells_of
 from parcontrol.leaderboard.app.table.part import PAGE_ROWS, group_columns, shown_columns, table_html, usual_columns
 from parcontrol.leaderboard.app.table.selection import (
     AVERAGES,
@@ -168,6 +171,27 @@ class TestSorting:
             expected = full_board.table.sort_values(field, ascending=ascending, kind="stable", na_position="last")
             found = select_rows(full_board, View(sort=label, ascending=ascending))
             assert found["key"].tolist() == expected["key"].tolist()
+
+    @pytest.mark.parametrize("label", ["Type", "License", "Base model", "Commit", "Coverage", "Size"])
+    @pytest.mark.parametrize("ascending", [True, False])
+    def test_rows_are_in_the_order_of_what_stands_there_and_dashes_are_last(
+        self, full_board: Board, label: str, ascending: bool
+    ) -> None:
+        table = full_board.table.copy()
+        table.iloc[3, table.columns.get_loc("params")] = 0.0
+        table.iloc[5, table.columns.get_loc("model_type")] = "z"
+        board = replace(full_board, table=table)
+        rows = select_rows(board, View(sort=label, ascending=ascending))
+        if label in ("Coverage", "Size"):
+            shown = (coverage(rows) if label == "Coverage" else rows["params"].where(rows["params"] > 0)).tolist()
+        else:
+            html = (cells_of(board).column(label, False)[table.index.get_loc(index)] for index in rows.index)
+            shown = ["".join(Page(f"<tr>{cell}").rows[0]).casefold() for cell in html]
+            shown = [math.nan if text in ("–", "?", "not stated") else text for text in shown]
+        known = [value for value in shown if value == value]
+
+        assert known == sorted(known, reverse=not ascending)
+        assert shown[: len(known)] == known
 
 
 class TestCells:
@@ -347,6 +371,13 @@ class TestDownloads:
 
         assert [model["model"] for model in models] == select_rows(full_board, view)["model"].tolist()
         assert models[0]["scores"]["FEVER/Acc"]["path"].startswith(models[0]["model"])
+
+    def test_json_says_which_columns_are_percentages(self, full_board: Board) -> None:
+        columns = json.loads(downloads.json(full_board, View()))["columns"]
+
+        assert {column["label"] for column in columns if not column["percent"]} == {
+            label for label, measure in measures().items() if measure.unit != "%"
+        }
 
     def test_a_spreadsheet_gets_no_formulas(self, full_board: Board) -> None:
         table = full_board.table.assign(license="=HYPERLINK(1)", base_model="@x")

@@ -12,7 +12,7 @@ TABS: tuple[Tab, ...] = get_args(Tab)
 ChatTemplate = Literal["any", "yes", "no"]
 
 # Of what an address may hold.
-_MOST_VALUES, _LONGEST = 100, 300
+_MOST_VALUES, LONGEST = 100, 300
 _LONGEST_ADDRESS, _MOST_FIELDS = 20_000, 500
 
 
@@ -116,7 +116,7 @@ def parse_view(query: Mapping[str, list[str]]) -> View:
     usual = View()
     values: dict[str, Any] = {}
     for field in fields(View):
-        given = [text[:_LONGEST] for text in query.get(field.name, [])[:_MOST_VALUES]]
+        given = [text[:LONGEST] for text in query.get(field.name, [])[:_MOST_VALUES]]
         if given:
             value = _value(field.name, given, getattr(usual, field.name))
             values |= {} if value is None else {field.name: value}

@@ -158,13 +158,13 @@ class Average:
 
 
 def average_facts(board: Board, row: pd.Series) -> list[Average]:
-    """Returns the averages of a row; ranks are among complete rows that were measured alike."""
+    """Returns the averages of a row; ranks are among complete rows that were measured alike, without marked ones."""
     table = board.table
-    alike = table[(table["conditions"] == row["conditions"]) & ~table["limited"]]
+    alike = table[(table["conditions"] == row["conditions"]) & ~table["limited"] & (table["mark"] == "")]
     found = []
     for group in averages():
         value, labels = float(row[group]), averaged_columns()[group]
-        has_place = not math.isnan(value) and not row["limited"]
+        has_place = not math.isnan(value) and not row["limited"] and not row["mark"]
         found.append(
             Average(
                 group,
@@ -243,9 +243,14 @@ def _task_row(measure: Measure, score: pd.Series, others: np.ndarray | None, boa
 
 
 def _alike(board: Board, row: pd.Series, own: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Values that a row's can be ranked with, by column: measured on all rows, alike, on the same version."""
+    """Values that a row's can be ranked with, by column: measured on all rows, alike, on the same version, of models
+    that are neither flagged nor withdrawn; none for a row that is."""
+    if row["mark"]:
+        return {}
     scores = board.results.scores
+    unmarked = board.table.index[board.table["mark"] == ""]
     scores = scores[(scores["conditions"] == row["conditions"]) & ~scores["limited"].astype(bool)]
+    scores = scores[scores["row"].isin(unmarked)]
     version = scores["column"].map(own["version"].to_dict())
     scores = scores[(scores["version"] == version).to_numpy(bool, na_value=False)]
     return {label: found.to_numpy(float) for label, found in scores.groupby("column")["value"]}

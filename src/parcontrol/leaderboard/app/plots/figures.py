@@ -60,17 +60,18 @@ class Axis:
         return round(min(max(100 * (value - low) / (high - low), 0.0), 100.0), 2)
 
 
-def linear_axis(title: str, values: Iterable[float], most: float = math.inf) -> Axis:
+def linear_axis(title: str, values: Iterable[float], most: float = math.inf, least_room: float = 1e-3) -> Axis:
     """Returns an axis that holds all values, which may be NaN, with round numbers at its ticks.
 
     Args:
         title: What is on it.
         values: At least one finite one.
         most: No end lies beyond it: nothing is above 100 %.
+        least_room: On both sides of a single value.
     """
     known = [value for value in values if math.isfinite(value)]
     low, high = min(known), max(known)
-    margin = _MARGIN * (high - low) or max(abs(high) * _MARGIN, 1e-3)
+    margin = _MARGIN * (high - low) or max(abs(high) * _MARGIN, least_room)
     low, high = low - margin, max(min(high + margin, most), high)
     step = _round_step((high - low) / _TICKS)
     decimals = max(-math.floor(math.log10(step) + 1e-9), 0)
@@ -261,7 +262,8 @@ def measure_axis(measure: Measure, values: np.ndarray, errors: np.ndarray) -> Ax
         return logarithmic_axis(axis_title(measure), [*values, *(values + errors)])
     # Where nothing can lie, there is no axis.
     most = 100.0 if measure.unit == "%" else 1.0
-    return linear_axis(axis_title(measure), [*(values - errors), *(values + errors)], most)
+    # Where all models have zero, ticks are as fine as values are written.
+    return linear_axis(axis_title(measure), [*(values - errors), *(values + errors)], most, most / 100)
 
 
 def pareto_front(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -16,8 +16,17 @@ document.addEventListener("click", (event) => {
 });
 window.addEventListener("popstate", () => trigger("click", { address: location.search }));
 
-// What is shown is replaced as a whole: the link that was followed gets its focus back, and the count is read out.
+// What is shown is replaced as a whole: the link that was followed gets its focus back, and the count is read out. The
+// bar, which may be wider than a phone, shows where one is.
+let here = null;
 new MutationObserver(() => {
+  const current = document.querySelector("#bar nav [aria-current]");
+  if (current && current !== here) {
+    const nav = current.closest("nav");
+    const [at, around] = [current.getBoundingClientRect(), nav.getBoundingClientRect()];
+    nav.scrollLeft += at.left + at.width / 2 - (around.left + around.width / 2);
+    here = current;
+  }
   if (kept) {
     const link = document.querySelector(`[data-keep="${CSS.escape(kept)}"]`);
     if (link && document.activeElement !== link && (document.activeElement === document.body || !document.activeElement)) {

@@ -20,7 +20,7 @@ from parcontrol.leaderboard.app.table.selection import (
     ranks,
     select_places,
 )
-from parcontrol.leaderboard.app.view import View
+from parcontrol.leaderboard.app.view import LONGEST, View
 from parcontrol.leaderboard.registry import GROUPS, registry
 
 PAGE_ROWS = 50
@@ -144,6 +144,7 @@ def build(context: Context) -> Part:
             label="Search models",
             show_label=False,
             max_lines=1,
+            max_length=LONGEST,
             elem_id="search",
             scale=4,
         )
@@ -206,8 +207,7 @@ def build(context: Context) -> Part:
         [context.address, *controls],
         [context.address, table],
         trigger_mode="always_last",
-        # What the address is now, also when the answer to a link is still on its way.
-        js="(address, ...values) => [location.search, ...values]",
+        js=_as_sent(controls.index(coverage)),
         **QUIET,
     )
 
@@ -215,6 +215,18 @@ def build(context: Context) -> Part:
         return [gr.skip(), *[gr.skip()] * len(controls), table_html(board, view)]
 
     return Part([fold, *controls, table], show, refresh)
+
+
+def _as_sent(coverage: int) -> str:
+    """Returns what a browser does with address and controls before it sends them; `coverage` is the slider's place.
+
+    The address is what it is now, also when the answer to a link is still on its way. The slider's number may be empty
+    or out of range while somebody types: Gradio would refuse it, and with it whatever else is changed meanwhile.
+    """
+    return f"""(address, ...values) => {{
+      values[{coverage}] = Math.min(Math.max(Math.round(values[{coverage}]) || 0, 0), 100);
+      return [location.search, ...values];
+    }}"""
 
 
 def _offer(known: Sequence[str], chosen: Sequence[str]) -> Any:

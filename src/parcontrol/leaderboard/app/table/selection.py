@@ -107,14 +107,33 @@ def select_places(table: pd.DataFrame, view: View) -> np.ndarray:
     """
     places = np.flatnonzero(_fitting(table, view))
     label, ascending = order(view)
-    field = sort_field(label)
-    assert field
-    values = table[field].iloc[places]
-    if field in _TEXT:
-        keys = values.str.casefold().tolist()
-        return places[sorted(range(len(keys)), key=keys.__getitem__, reverse=not ascending)]
-    numbers = values.to_numpy(float, na_value=np.nan)
+    if sort_field(label) in _TEXT:
+        keys = _texts(table.iloc[places], label)
+        known = [number for number, key in enumerate(keys) if key]
+        unknown = [number for number, key in enumerate(keys) if not key]
+        return places[sorted(known, key=keys.__getitem__, reverse=not ascending) + unknown]
+    numbers = _numbers(table, label)[places]
     return places[np.argsort(numbers if ascending else -numbers, kind="stable")]  # NaN is last in both
+
+
+def _texts(table: pd.DataFrame, label: str) -> list[str]:
+    """What stands under a heading, in lower case; empty where it is a dash, or that nothing is stated."""
+    texts = table[sort_field(label)].tolist()
+    if label == "Type":
+        texts = [words if (words := type_words(text)) != ModelType.UNKNOWN.value else "" for text in texts]
+    elif label == "License":
+        texts = ["" if text == NOT_STATED else text for text in texts]
+    elif label == "Commit":
+        texts = [text.removeprefix("local-") for text in texts]
+    return [text.casefold() for text in texts]
+
+
+def _numbers(table: pd.DataFrame, label: str) -> np.ndarray:
+    """The numbers under a heading, NaN where there is a dash."""
+    if label == "Coverage":
+        return coverage(table).to_numpy(float)
+    numbers = table[sort_field(label)].to_numpy(float, na_value=np.nan)
+    return np.where(numbers > 0, numbers, np.nan) if label == "Size" else numbers
 
 
 def order(view: View) -> tuple[str, bool]:
