@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -313,6 +313,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
 
 
 @given(configs())
+@example(load_config(None, {"data.repo": "a\x85b\u2028c"}))
 def test_dump_and_load_give_the_same_config(tmp_path_factory: Any, config: RunConfig) -> None:
     path = write(tmp_path_factory.getbasetemp() / "round_trip.yaml", dump_yaml(config))
     assert load_config(path) == config

@@ -261,7 +261,8 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 def dump_yaml(config: RunConfig) -> str:
     """Returns the whole configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    # Unicode is escaped: PyYAML writes some of it, such as U+0085, as it is and reads it back as a line break.
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
 def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:

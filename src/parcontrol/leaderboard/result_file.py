@@ -35,10 +35,11 @@ _FILE_TIME = re.compile(
 )
 _ARGUMENT = re.compile(r"(?:^|,)(\w+)=([^,]*)")
 
-# The range of a value in the unit of the table. A correlation, and a rescaled BERTScore, may be below zero. Values
-# that are not finite are outside as well.
-_FEWEST = -100.01
-_MOST = 100.01
+# The range of a value in the unit of the table, a little wider than it is for what rounding does. Values that are not
+# finite are outside as well. A correlation, and a rescaled BERTScore, may be below zero.
+_LEAST, _MOST = -0.01, 100.01
+_LEAST_SIGNED = -100.01
+_SIGNED = re.compile("spearman|.*bertscore.*").fullmatch
 _MOST_PERPLEXITY = 1e9
 
 _PRECISIONS = {precision.value for precision in Precision}
@@ -208,7 +209,7 @@ def score_reader(specs: Iterable[TaskSpec]) -> Callable[[dict[str, Any]], list[S
                 continue
             _object(values, f"results of {task}")
             n, version = _samples(samples, task, values), _version(versions, task)
-            for column, name, key, stderr_key, scale, public_scale, most, alias in metrics:
+            for column, name, key, stderr_key, scale, public_scale, least, most, alias in metrics:
                 value = values.get(key)
                 if value is None:
                     key, stderr_key = _other_key(name, values)
@@ -221,7 +222,7 @@ def score_reader(specs: Iterable[TaskSpec]) -> Callable[[dict[str, Any]], list[S
                 if stderr.__class__ is not float:
                     stderr = _number(stderr, task, stderr_key)
                 factor = public_scale if public else scale
-                if not _FEWEST <= value * factor <= most:
+                if not least <= value * factor <= most:
                     raise ValueError(f"{task}: {key} = {value} is not what this metric can be")
                 if stderr is not None:
                     if not 0 <= stderr * factor <= most:
@@ -272,6 +273,7 @@ class _Metric(NamedTuple):
     stderr_key: str
     scale: float
     public_scale: float
+    least: float
     most: float
     alias: int
 
@@ -291,6 +293,7 @@ def _wanted(specs: list[TaskSpec]) -> dict[str, list[_Metric]]:
                     f"{column.metric}_stderr,{column.filter}",
                     column.scale,
                     1 if (spec.name, column.metric) in _PUBLIC_PERCENTAGES else column.scale,
+                    _LEAST_SIGNED if _SIGNED(column.metric) else _LEAST,
                     _MOST_PERPLEXITY if spec.kind == "rolling" else _MOST,
                     alias,
                 )
