@@ -11,11 +11,27 @@ from safetensors import SafetensorError
 from parcontrol.config import RunConfig
 from parcontrol.diagnostics.memory import out_of_memory_advice
 from parcontrol.runs import RunDirectory
-from parcontrol.training.errors import DiskFullError, OutOfMemoryError, RunStoppedError
+from parcontrol.training.errors import DiskFullError, LostProcessError, OutOfMemoryError, RunStoppedError
 from parcontrol.training.fitting import MemoryPlan
+from parcontrol.training.processes import lost_process, several_processes
 
 # EFBIG: a limit on the size of files (ulimit -f); it is met and mended like a full disk.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def loss_of_processes_explained(config: RunConfig) -> Iterator[None]:
+    """Raises LostProcessError for what says that another process of the run is gone; lets the rest pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = lost_process(error) if several_processes() else None
+        if isinstance(error, RunStoppedError) or reason is None:
+            raise
+        raise LostProcessError(
+            f"another process of the run has ended, and so does this one ({reason}). Repeat the same command to go on "
+            f"from the newest checkpoint in {config.run_directory}."
+        ) from error
 
 
 @contextmanager
