@@ -33,7 +33,7 @@ from parcontrol.training.optimizer import (
     select_trainable,
 )
 from parcontrol.training.processes import ALONE, Processes
-from parcontrol.training.sharding import ShardedModel, clip_gradients, unsharded
+from parcontrol.training.sharding import ShardedModel, clip_gradients, split_by_sharding
 from parcontrol.training.shared_data import SharedStream
 from parcontrol.training.stream_passes import backward_in_passes
 
@@ -313,7 +313,8 @@ class TrainingLoop:
         for ids_BT in [*others, last]:
             self.check_interrupt()
             loss += self._backward(ids_BT, predicted, ids_BT is last)
-        loss = self.processes.add_up_gradients(unsharded([p for _, p in self.trainable]), loss)
+        _, whole = split_by_sharding([parameter for _, parameter in self.trainable])
+        loss = self.processes.add_up_gradients(whole, loss)
         tokens = self.tokens + blocks.size
         grad_norm = self._update(learning_rate(tokens, self.config))
         self.step, self.tokens = self.step + 1, tokens

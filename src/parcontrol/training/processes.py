@@ -8,6 +8,7 @@ host (blocks of tokens, settings, signals) over gloo, which never waits for a de
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from parcontrol.training.errors import Interrupted
 # How long another rank gives rank 0 to tell of a failure that both have met.
 _RANK_0_TELLS_WITHIN = timedelta(seconds=5)
 _STORE_TIMEOUT = timedelta(seconds=30)
+_runs = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,12 @@ def joined_processes() -> Iterator[Processes]:
     if not several_processes():
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    environment = os.environ
-    yield Processes(
-        dist.get_rank(), dist.get_world_size(), int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
-    )
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    # A process may train one run after the other: each group meets under keys of its own.
+    meeting = dist.PrefixStore(f"parcontrol/run/{next(_runs)}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
+    yield Processes(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     dist.barrier()
     dist.destroy_process_group()
 

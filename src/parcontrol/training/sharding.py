@@ -9,6 +9,7 @@ read in between. A head of its own, which no unit contains, stays whole in every
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +34,11 @@ class ShardedModel:
             processes: Among which it is split.
             device: Where they live.
         """
-        self.model = model
         # Sharding changes the modules' classes and hooks them; the model that is saved is this one.
         self._whole = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        is_tied = _weight(model.get_output_embeddings()) is _weight(model.get_input_embeddings())
+        # The inner model returns views of its states, and nothing here writes to them in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         mesh = init_device_mesh(device.type, (processes.size,))
         self._inner: Any = model.model
         for unit in [*self._inner.layers, self._inner]:
@@ -43,6 +46,10 @@ class ShardedModel:
             # Losses are shares of the mean over the global batch: sums, no means of means.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
+        if is_tied:
+            # A unit swaps its shards for whole parameters in the modules that it holds, and in no others.
+            model.set_output_embeddings(model.get_input_embeddings())
+        self._shards = dict(model.named_parameters())
         for parameter in self._whole.parameters():
             if not _is_held_by(model, parameter):
                 parameter.data = parameter.data.new_empty(0)
@@ -54,9 +61,8 @@ class ShardedModel:
     @torch.no_grad()
     def gathered(self, dtype: torch.dtype) -> PreTrainedModel:
         """Returns the whole model in a type, in every process; one parameter at a time travels."""
-        shards = dict(self.model.named_parameters())
         for name, parameter in self._whole.named_parameters():
-            parameter.data = whole(shards[name]).to(dtype)
+            parameter.data = whole(self._shards[name]).to(dtype)
         return self._whole
 
 
@@ -72,26 +78,28 @@ def split_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def unsharded(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Returns the parameters that every process holds as a whole."""
-    return [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+def split_by_sharding(parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Returns the parameters that are in shards, and those that every process holds as a whole."""
+    sharded: list[nn.Parameter] = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+    return sharded, [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Clips gradients, in shards or not, by their global norm, and returns the norm before."""
-    plain = unsharded(parameters)
-    if len(plain) == len(parameters):
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
-    sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
-    groups = [group for group in (sharded, plain) if group]
+    groups = [group for group in split_by_sharding(parameters) if group]
     norms = [
         whole(nn.utils.get_total_norm([parameter.grad for parameter in group if parameter.grad is not None]))
         for group in groups
     ]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for group in groups:
         nn.utils.clip_grads_with_norm_(group, max_norm, norm)
     return norm
+
+
+def _weight(module: Any) -> nn.Parameter:
+    weight: nn.Parameter = module.weight
+    return weight
 
 
 def _is_held_by(model: nn.Module, parameter: nn.Parameter) -> bool:
