@@ -22,9 +22,12 @@ from safetensors.torch import load_file
 from parcontrol.config import RunConfig
 from parcontrol.data import verify_run
 from parcontrol.runs import RunDirectory
+from parcontrol.training.device import choose_precision
+from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.processes import Processes
 from parcontrol.training.run import run
 from tests.training.same_run import without_clocks
+from tests.training.test_loop import FixedStream, make_model
 from tests.training.torchrun import Torchrun, wait_until_gone
 
 MakeConfig = Callable[..., RunConfig]
@@ -134,6 +137,23 @@ def test_a_batch_is_shared_equally_or_not_at_all(make_config: MakeConfig, size: 
 def test_each_row_of_a_batch_goes_to_one_process(size: int) -> None:
     blocks = np.arange(24).reshape(6, 4)
     np.testing.assert_array_equal(np.concatenate([Processes(r, size).own_rows(blocks) for r in range(size)]), blocks)
+
+
+@pytest.mark.parametrize("streams_per_pass", [1, 3])
+def test_one_message_of_the_trainable_gradients_a_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, streams_per_pass: int
+) -> None:
+    """However many microbatches and passes a step has; the other process is made of nothing here."""
+    messages: list[int] = []
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: messages.append(tensor.numel()))
+    config = make_config(**PASSES | {"training__streams_per_pass": streams_per_pass})
+    model = make_model(config)
+    stream: Any = FixedStream(config)
+    loop = TrainingLoop(config, model, stream, choose_precision(config.training), (), processes=Processes(0, 2))
+    loop.run()
+    trained = sum(parameter.numel() for _, parameter in loop.trainable)
+    assert messages == [1 + trained] * config.total_steps
 
 
 @pytest.mark.full
