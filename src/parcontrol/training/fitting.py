@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -23,6 +23,7 @@ from parcontrol.formats import format_bytes
 from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
 from parcontrol.training.device import Precision
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
+from parcontrol.training.processes import ALONE, Processes
 from parcontrol.training.stream_passes import AGGREGATED_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -60,21 +61,30 @@ class MemoryPlan:
 
     @classmethod
     def make(
-        cls, config: RunConfig, model: PreTrainedModel, precision: Precision, before: Mapping[str, Any]
+        cls,
+        config: RunConfig,
+        model: PreTrainedModel,
+        precision: Precision,
+        before: Mapping[str, Any],
+        processes: Processes = ALONE,
     ) -> MemoryPlan:
         """Plans the steps of a run whose model is loaded, and logs the choice where there is one.
 
         A resumed run keeps what it began with, unless the configuration says otherwise: another
-        number of streams per pass would round differently.
+        number of streams per pass would round differently. Several processes do what rank 0 plans;
+        those of one machine share its main memory.
 
         Args:
             config: The run.
             model: Its model.
             precision: Device and types.
             before: meta.json of a resumed run; empty for a new one.
+            processes: Those that train this run.
         """
         size, setting = size_of(model), memory_setting(precision)
         room = MemoryMonitor(precision.device).free_bytes()
+        if precision.device.type == "cpu":
+            room //= processes.local_size
         P = config.parscale.P
         chosen, why = config.training.streams_per_pass, "set in the configuration"
         if chosen is None and before:
@@ -91,7 +101,7 @@ class MemoryPlan:
                 format_bytes(round(needed)),
                 format_bytes(room),
             )
-        return cls(min(chosen, P), size, setting, room)
+        return replace(cls(chosen, size, setting, room), streams_per_pass=processes.of_main(lambda: min(chosen, P)))
 
     def what_would_fit(self, config: RunConfig) -> str:
         """Returns a sentence on the mildest settings that would fit, where the run did not."""

@@ -1,0 +1,261 @@
+"""Runs of several processes against the same run of one, which has its own tests.
+
+The processes are real ones, started by torchrun, and talk through gloo. They do what one process
+does on the same global batches, so its files are the oracle: losses and norms to 1e-5, and the
+tokens to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from parcontrol.config import RunConfig
+from parcontrol.data import verify_run
+from parcontrol.runs import RunDirectory
+from parcontrol.training.device import choose_precision
+from parcontrol.training.loop import TrainingLoop
+from parcontrol.training.processes import Processes
+from parcontrol.training.run import run
+from tests.training.same_run import without_clocks
+from tests.training.test_loop import FixedStream, make_model
+from tests.training.torchrun import Torchrun, wait_until_gone
+
+MakeConfig = Callable[..., RunConfig]
+
+# 16 steps of 6 rows: microbatches of 2, of which a process of two has 1.5 and one of three has 1.
+BATCH = {
+    "training__gradient_accumulation_steps": 3,
+    "training__tokens_per_run": 16 * 192,
+    "training__max_grad_norm": 0.005,
+    "training__adam_eps": 1e-4,  # keeps updates smooth where a gradient is nearly zero
+}
+PEFT: dict[str, object] = dict(BATCH)
+PASSES = BATCH | {"training__streams_per_pass": 1, "parscale__P": 3, "training__gradient_checkpointing": True}
+FULL = BATCH | {"training__mode": "full", "training__learning_rate": 1e-3, "training__max_grad_norm": 0.3}
+FULL_PASSES = FULL | {"training__streams_per_pass": 1, "parscale__P": 3}
+
+TOLERANCE = 1e-5
+# Sums that are taken in another order.
+CLOSE = ("loss", "grad_norm", "validation_loss", "backbone_validation_loss")
+
+
+def close(expected: float) -> Any:
+    return pytest.approx(expected, rel=TOLERANCE)
+
+
+def assert_equal_runs(one: Path, several: Path) -> None:
+    """Two run directories hold the same run, up to the order of sums."""
+    a, b = RunDirectory(one), RunDirectory(several)
+    assert a.read_provenance() == b.read_provenance()
+    assert verify_run(b).step == a.read_result()["steps"]
+    assert len(a.read_metrics()) == len(b.read_metrics())
+    for expected, record in zip(a.read_metrics(), b.read_metrics(), strict=True):
+        assert record.keys() == expected.keys()
+        assert (record["step"], record["tokens"]) == (expected["step"], expected["tokens"])
+        for key in expected.keys() & set(CLOSE):
+            assert record[key] == close(expected[key]), (record["step"], key)
+    for expected, record in zip(a.read_streams(), b.read_streams(), strict=True):
+        assert record["tokens"] == expected["tokens"]
+        for key in ("mean_weight", "entropy", "mean_cosine_similarity"):
+            assert record[key] == pytest.approx(expected[key], rel=1e-4)
+    result, expected = b.read_result(), a.read_result()
+    assert result["data_sha256"] == expected["data_sha256"]
+    assert result["parameters_total"] == expected["parameters_total"]
+    assert result["final_validation_loss"] == close(expected["final_validation_loss"])
+    with np.load(a.validation_documents_path) as x, np.load(b.validation_documents_path) as y:
+        np.testing.assert_array_equal(x["tokens"], y["tokens"])
+        for key in ("loss_sum", "backbone_loss_sum"):
+            np.testing.assert_allclose(y[key], x[key], rtol=TOLERANCE)
+    assert_same_files(a.path, b.path)
+
+
+def assert_same_files(one: Path, several: Path) -> None:
+    """The checkpoints are the same files with the same tensors in them."""
+    names = sorted(path.relative_to(one) for path in (one / "checkpoints").rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(several) for path in (several / "checkpoints").rglob("*") if path.is_file())
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in several.iterdir())
+    for name in (name for name in names if name.suffix == ".safetensors"):
+        a, b = load_file(one / name), load_file(several / name)
+        assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}
+        if name.stem in ("parameters", "model"):
+            for key, tensor in a.items():
+                torch.testing.assert_close(b[key], tensor, rtol=1e-4, atol=1e-5)
+    for name in ("config.json", "generation_config.json"):
+        assert (one / "checkpoints/final" / name).read_bytes() == (several / "checkpoints/final" / name).read_bytes()
+
+
+def compare(
+    make_config: MakeConfig, processes: int, *kinds: dict[str, object], refused: Sequence[RunConfig] = ()
+) -> str:
+    """Trains each kind of run in one process and in several, all of these in one torchrun; returns its output."""
+    several = [make_config(f"several{i}", **kind) for i, kind in enumerate(kinds)]
+    torchrun = Torchrun(processes, [*several, *refused])
+    one = [make_config(f"one{i}", **kind) for i, kind in enumerate(kinds)]
+    for config in one:
+        run(config)
+    code, output = torchrun.end()
+    assert (code == 0) != bool(refused), output
+    for alone, config in zip(one, several, strict=True):
+        assert_equal_runs(alone.run_directory, config.run_directory)
+        # Rank 0 alone speaks, and every line once.
+        lines = (config.run_directory.parent / "logs" / f"{config.run_directory.name}.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["record"]["step"] for line in lines if '"grad_norm"' in line]
+        assert steps == [3, 6, 9, 12, 15, 16]
+        assert RunDirectory(config.run_directory).read_meta()["processes"][0]["world_size"] == processes
+    assert output.count("backbone alone: validation loss") == len(kinds)
+    return output
+
+
+def test_two_processes_train_as_one_and_refuse_what_they_cannot_share(make_config: MakeConfig) -> None:
+    uneven = make_config("uneven", training__microbatch_size=1, training__gradient_accumulation_steps=3)
+    output = compare(make_config, 2, PEFT, FULL_PASSES, refused=[uneven])
+    assert output.count("error: 2 processes cannot share a global batch of 3 sequences") == 1
+    assert "the number of processes must be one of 1, 3" in output
+    assert not uneven.run_directory.exists()
+
+
+@pytest.mark.parametrize("size", [4, 5, 7, 8])
+def test_a_batch_is_shared_equally_or_not_at_all(make_config: MakeConfig, size: int) -> None:
+    config = make_config(**BATCH)
+    for allowed in (1, 2, 3, 6):
+        Processes(0, allowed).check_splits(config)
+    with pytest.raises(ValueError, match=rf"^{size} processes .* 6 sequences .* must be one of 1, 2, 3, 6$"):
+        Processes(0, size).check_splits(config)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_each_row_of_a_batch_goes_to_one_process(size: int) -> None:
+    blocks = np.arange(24).reshape(6, 4)
+    np.testing.assert_array_equal(np.concatenate([Processes(r, size).own_rows(blocks) for r in range(size)]), blocks)
+
+
+@pytest.mark.parametrize("streams_per_pass", [1, 3])
+def test_one_message_of_the_trainable_gradients_a_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, streams_per_pass: int
+) -> None:
+    """However many microbatches and passes a step has; the other process is made of nothing here."""
+    messages: list[int] = []
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: messages.append(tensor.numel()))
+    config = make_config(**PASSES | {"training__streams_per_pass": streams_per_pass})
+    model = make_model(config)
+    stream: Any = FixedStream(config)
+    loop = TrainingLoop(config, model, stream, choose_precision(config.training), (), processes=Processes(0, 2))
+    loop.run()
+    trained = sum(parameter.numel() for _, parameter in loop.trainable)
+    assert messages == [1 + trained] * config.total_steps
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_train_as_one(make_config: MakeConfig, processes: int) -> None:
+    assert "Traceback" not in compare(make_config, processes, PEFT, PASSES, FULL, FULL_PASSES)
+
+
+@pytest.mark.full
+def test_an_output_head_of_its_own_trains_beside_the_shards(
+    make_config: MakeConfig, tiny_untied_model_dir: Path
+) -> None:
+    untied = {"model__name": str(tiny_untied_model_dir)}
+    compare(make_config, 2, FULL | untied, FULL_PASSES | untied)
+
+
+def begun(config: RunConfig, processes: int, records: int = 6) -> Torchrun:
+    """A run in several processes that is well under way."""
+    torchrun = Torchrun(processes, [config])
+    directory = RunDirectory(config.run_directory)
+    while len(directory.read_metrics()) < records:
+        assert torchrun.process.poll() is None, torchrun.end()
+        time.sleep(0.005)
+    return torchrun
+
+
+def killed(config: RunConfig, processes: int, rank: int) -> None:
+    """Kills one process of a run: all end, one tells."""
+    torchrun = begun(config, processes)
+    ranks = torchrun.ranks()
+    assert sorted(ranks) == list(range(processes))
+    ranks[rank].kill()
+    code, output = torchrun.end()
+    assert code != 0, output
+    assert output.count("error: another process of the run has ended") == 1, output
+    assert "Repeat the same command to go on from the newest checkpoint" in output
+    assert "Signal 9 (SIGKILL) received" in output
+    wait_until_gone(list(ranks.values()))
+    assert not RunDirectory(config.run_directory).finished
+
+
+def finished(config: RunConfig, processes: int) -> None:
+    code, output = Torchrun(processes, [config]).end()
+    assert code == 0, output
+
+
+LONG = {"training__tokens_per_run": 60 * 192, "training__log_interval_steps": 4, "data__num_shards": 8}
+
+
+def test_a_run_that_lost_a_process_goes_on_in_another_number(make_config: MakeConfig) -> None:
+    config = make_config("killed", **PEFT | LONG)
+    killed(config, processes=3, rank=1)
+    run(config)
+    whole = make_config("whole", **PEFT | LONG)
+    run(whole)
+    assert_equal_runs(whole.run_directory, config.run_directory)
+    sizes = [process["world_size"] for process in RunDirectory(config.run_directory).read_meta()["processes"]]
+    assert sizes == [3, 1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kind", "rank", "then"), [(FULL, 0, 3), (FULL_PASSES, 1, 1), (PASSES, 0, 3)])
+def test_runs_go_on_in_another_number_of_processes(
+    make_config: MakeConfig, kind: dict[str, object], rank: int, then: int
+) -> None:
+    config, whole = make_config("killed", **kind | LONG), make_config("whole", **kind | LONG)
+    killed(config, processes=2, rank=rank)
+    finished(config, then)
+    run(whole)
+    assert_equal_runs(whole.run_directory, config.run_directory)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [PEFT, FULL])
+def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, kind: dict[str, object]) -> None:
+    """With the same number of processes."""
+    config, whole = make_config("killed", **kind | LONG), make_config("whole", **kind | LONG)
+    killed(config, processes=2, rank=1)
+    finished(config, 2)
+    finished(whole, 2)
+    a, b = RunDirectory(whole.run_directory), RunDirectory(config.run_directory)
+    assert without_clocks(a.read_metrics()) == without_clocks(b.read_metrics())
+    assert a.read_provenance() == b.read_provenance()
+    weights = [(directory.final_dir / "model.safetensors").read_bytes() for directory in (a, b)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [PEFT, FULL])
+def test_a_signal_to_torchrun_keeps_the_last_whole_step(make_config: MakeConfig, kind: dict[str, object]) -> None:
+    config = make_config("stopped", **kind | LONG | {"training__checkpoint_interval_steps": 1000})
+    whole = make_config("whole", **kind | LONG)
+    torchrun = begun(config, 2)
+    torchrun.process.send_signal(signal.SIGTERM)
+    code, output = torchrun.end()
+    assert code != 0
+    assert "error:" not in output
+    kept = [path.name for path in RunDirectory(config.run_directory).checkpoints()]
+    assert len(kept) == 2
+    assert f"step {int(kept[-1].removeprefix('step_'))} is kept" in output
+    run(config)
+    run(whole)
+    a, b = RunDirectory(whole.run_directory).read_result(), RunDirectory(config.run_directory).read_result()
+    assert a["data_sha256"] == b["data_sha256"]
+    assert b["final_validation_loss"] == close(a["final_validation_loss"])
