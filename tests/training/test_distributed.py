@@ -43,6 +43,9 @@ PEFT: dict[str, object] = dict(BATCH)
 PASSES = BATCH | {"training__streams_per_pass": 1, "parscale__P": 3, "training__gradient_checkpointing": True}
 FULL = BATCH | {"training__mode": "full", "training__learning_rate": 1e-3, "training__max_grad_norm": 0.3}
 FULL_PASSES = FULL | {"training__streams_per_pass": 1, "parscale__P": 3}
+# As many streams per pass as fit into the free memory, which is plenty for one rank and none for another.
+CHOSEN = BATCH | {"parscale__P": 3}
+UNEVEN_MEMORY = (2**40, 0)
 
 TOLERANCE = 1e-5
 # Sums that are taken in another order.
@@ -95,11 +98,15 @@ def assert_same_files(one: Path, several: Path) -> None:
 
 
 def compare(
-    make_config: MakeConfig, processes: int, *kinds: dict[str, object], refused: Sequence[RunConfig] = ()
+    make_config: MakeConfig,
+    processes: int,
+    *kinds: dict[str, object],
+    refused: Sequence[RunConfig] = (),
+    free_bytes: Sequence[int] = (),
 ) -> str:
     """Trains each kind of run in one process and in several, all of these in one torchrun; returns its output."""
     several = [make_config(f"several{i}", **kind) for i, kind in enumerate(kinds)]
-    torchrun = Torchrun(processes, [*several, *refused])
+    torchrun = Torchrun(processes, [*several, *refused], free_bytes)
     one = [make_config(f"one{i}", **kind) for i, kind in enumerate(kinds)]
     for config in one:
         run(config)
@@ -111,14 +118,18 @@ def compare(
         lines = (config.run_directory.parent / "logs" / f"{config.run_directory.name}.jsonl").read_text().splitlines()
         steps = [json.loads(line)["record"]["step"] for line in lines if '"grad_norm"' in line]
         assert steps == [3, 6, 9, 12, 15, 16]
-        assert RunDirectory(config.run_directory).read_meta()["processes"][0]["world_size"] == processes
+        directory = RunDirectory(config.run_directory)
+        assert directory.read_meta()["processes"][0]["world_size"] == processes
+        norms = [record["grad_norm"] for record in directory.read_metrics() if "grad_norm" in record]
+        assert max(norms) > config.training.max_grad_norm, "nothing was clipped"
     assert output.count("backbone alone: validation loss") == len(kinds)
     return output
 
 
 def test_two_processes_train_as_one_and_refuse_what_they_cannot_share(make_config: MakeConfig) -> None:
     uneven = make_config("uneven", training__microbatch_size=1, training__gradient_accumulation_steps=3)
-    output = compare(make_config, 2, PEFT, FULL_PASSES, refused=[uneven])
+    output = compare(make_config, 2, CHOSEN, FULL_PASSES, refused=[uneven], free_bytes=UNEVEN_MEMORY)
+    assert output.count("streams per pass: 1 of 3, chosen by the free memory") == 1
     assert output.count("error: 2 processes cannot share a global batch of 3 sequences") == 1
     assert "the number of processes must be one of 1, 3" in output
     assert not uneven.run_directory.exists()
@@ -157,9 +168,8 @@ def test_one_message_of_the_trainable_gradients_a_step(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_train_as_one(make_config: MakeConfig, processes: int) -> None:
-    assert "Traceback" not in compare(make_config, processes, PEFT, PASSES, FULL, FULL_PASSES)
+def test_three_processes_train_as_one(make_config: MakeConfig) -> None:
+    assert "Traceback" not in compare(make_config, 3, PEFT, PASSES, FULL, FULL_PASSES)
 
 
 @pytest.mark.full
@@ -180,11 +190,17 @@ def begun(config: RunConfig, processes: int, records: int = 6) -> Torchrun:
     return torchrun
 
 
-def killed(config: RunConfig, processes: int, rank: int) -> None:
+def killed(
+    config: RunConfig,
+    processes: int,
+    rank: int,
+    meanwhile: Callable[[RunConfig, Torchrun], None] = lambda config, torchrun: None,
+) -> None:
     """Kills one process of a run: all end, one tells."""
     torchrun = begun(config, processes)
     ranks = torchrun.ranks()
     assert sorted(ranks) == list(range(processes))
+    meanwhile(config, torchrun)
     ranks[rank].kill()
     code, output = torchrun.end()
     assert code != 0, output
@@ -195,8 +211,21 @@ def killed(config: RunConfig, processes: int, rank: int) -> None:
     assert not RunDirectory(config.run_directory).finished
 
 
-def finished(config: RunConfig, processes: int) -> None:
-    code, output = Torchrun(processes, [config]).end()
+def refused_beside(config: RunConfig, first: Torchrun) -> None:
+    """Starts a run of two processes in the directory of another, which stands still meanwhile: one line says no."""
+    ranks = first.ranks()
+    for rank in ranks.values():
+        rank.suspend()
+    code, output = Torchrun(2, [config]).end()
+    assert code != 0, output
+    assert output.count("error:") == 1, output
+    assert f"error: {config.run_directory} is in use: process {ranks[0].pid} trains there" in output
+    for rank in ranks.values():
+        rank.resume()
+
+
+def finished(processes: int, *configs: RunConfig) -> None:
+    code, output = Torchrun(processes, configs).end()
     assert code == 0, output
 
 
@@ -204,26 +233,40 @@ LONG = {"training__tokens_per_run": 60 * 192, "training__log_interval_steps": 4,
 
 
 def test_a_run_that_lost_a_process_goes_on_in_another_number(make_config: MakeConfig) -> None:
+    """A second torchrun in the directory of the first, which was refused before, changes nothing."""
     config = make_config("killed", **PEFT | LONG)
-    killed(config, processes=3, rank=1)
+    killed(config, processes=2, rank=1, meanwhile=refused_beside)
     run(config)
     whole = make_config("whole", **PEFT | LONG)
     run(whole)
     assert_equal_runs(whole.run_directory, config.run_directory)
     sizes = [process["world_size"] for process in RunDirectory(config.run_directory).read_meta()["processes"]]
-    assert sizes == [3, 1]
+    assert sizes == [2, 1]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("kind", "rank", "then"), [(FULL, 0, 3), (FULL_PASSES, 1, 1), (PASSES, 0, 3)])
-def test_runs_go_on_in_another_number_of_processes(
-    make_config: MakeConfig, kind: dict[str, object], rank: int, then: int
-) -> None:
+@pytest.mark.parametrize("kind", [FULL, PASSES])
+def test_runs_go_on_in_more_processes(make_config: MakeConfig, kind: dict[str, object]) -> None:
+    """Of those that lost the one that writes."""
     config, whole = make_config("killed", **kind | LONG), make_config("whole", **kind | LONG)
-    killed(config, processes=2, rank=rank)
-    finished(config, then)
+    killed(config, processes=2, rank=0)
+    finished(3, config)
     run(whole)
     assert_equal_runs(whole.run_directory, config.run_directory)
+
+
+@pytest.mark.full
+def test_a_full_disk_is_told_once(make_config: MakeConfig) -> None:
+    """Rank 0 cannot write its second checkpoint, and the other one learns of it by its absence."""
+    config = make_config("full", **FULL | LONG)
+    parameters = sum(parameter.numel() for parameter in make_model(config).parameters())
+    # In float32 parameters are shorter than this, and their moments longer.
+    code, output = Torchrun(2, [config], file_sizes=[6 * parameters, 2**40]).end()
+    assert code != 0
+    assert output.count("error:") == 1, output
+    assert f"error: File too large while writing to {config.run_directory}. The newest checkpoint" in output
+    assert "Traceback" not in output
+    assert len(RunDirectory(config.run_directory).checkpoints()) == 1
 
 
 @pytest.mark.full
@@ -232,8 +275,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, kind: di
     """With the same number of processes."""
     config, whole = make_config("killed", **kind | LONG), make_config("whole", **kind | LONG)
     killed(config, processes=2, rank=1)
-    finished(config, 2)
-    finished(whole, 2)
+    finished(2, config, whole)
     a, b = RunDirectory(whole.run_directory), RunDirectory(config.run_directory)
     assert without_clocks(a.read_metrics()) == without_clocks(b.read_metrics())
     assert a.read_provenance() == b.read_provenance()
@@ -242,12 +284,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, kind: di
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", [PEFT, FULL])
-def test_a_signal_to_torchrun_keeps_the_last_whole_step(make_config: MakeConfig, kind: dict[str, object]) -> None:
+@pytest.mark.parametrize(("kind", "to_torchrun"), [(FULL, True), (PEFT, False)])
+def test_a_signal_keeps_the_last_whole_step(
+    make_config: MakeConfig, kind: dict[str, object], to_torchrun: bool
+) -> None:
+    """To torchrun, which passes it on, or to one process alone, which takes the others along."""
     config = make_config("stopped", **kind | LONG | {"training__checkpoint_interval_steps": 1000})
     whole = make_config("whole", **kind | LONG)
     torchrun = begun(config, 2)
-    torchrun.process.send_signal(signal.SIGTERM)
+    (torchrun.process if to_torchrun else torchrun.ranks()[1]).send_signal(signal.SIGTERM)
     code, output = torchrun.end()
     assert code != 0
     assert "error:" not in output

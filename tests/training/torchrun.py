@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -13,13 +16,28 @@ import psutil
 
 from parcontrol.cli.train import main
 from parcontrol.config import RunConfig, dump_yaml
+from parcontrol.diagnostics.memory import MemoryMonitor
 
 
 class Torchrun:
-    """torchrun with `parcontrol train`, one configuration after the other, its output going to a file."""
+    """torchrun with `parcontrol train`, one configuration after the other, its output going to a file.
 
-    def __init__(self, processes: int, configs: Sequence[RunConfig], *arguments: str) -> None:
+    Args:
+        processes: How many.
+        configs: The runs.
+        free_bytes: The free memory that each rank finds, where it is not the machine's.
+        file_sizes: The limit on the length of files in each rank, where there is one.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        configs: Sequence[RunConfig],
+        free_bytes: Sequence[int] = (),
+        file_sizes: Sequence[int] = (),
+    ) -> None:
         files = [str(write(config)) for config in configs]
+        arguments = ["--free-bytes", json.dumps(free_bytes), "--file-sizes", json.dumps(file_sizes)]
         self.log = configs[0].run_directory.with_suffix(f".{processes}.log")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         with self.log.open("wb") as log:
@@ -59,8 +77,17 @@ def wait_until_gone(processes: Sequence[psutil.Process]) -> None:
     raise AssertionError("processes are left")
 
 
-def train_all(arguments: Sequence[str]) -> int:
-    for file in arguments:
+def train_all() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--free-bytes", type=json.loads)
+    parser.add_argument("--file-sizes", type=json.loads)
+    args, rank = parser.parse_args(), int(os.environ["RANK"])
+    if args.free_bytes:
+        MemoryMonitor.free_bytes = lambda monitor: args.free_bytes[rank]  # type: ignore[method-assign]
+    if args.file_sizes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_sizes[rank],) * 2)
+    for file in args.files:
         code = main(["--config", file])
         if code:
             return code
@@ -68,4 +95,4 @@ def train_all(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(train_all(sys.argv[1:]))
+    sys.exit(train_all())

@@ -69,12 +69,16 @@ def _tell(error: Exception, debug: bool) -> None:
 
 
 def _print_plan(config: RunConfig) -> int:
-    if not _is_main():
-        return 0
     from parcontrol.cli.plan import print_plan
     from parcontrol.experiment.plan import PlannedRun
+    from parcontrol.training.processes import Processes, number_of_processes
 
-    print_plan([PlannedRun(config)])
+    processes = number_of_processes()
+    Processes(size=processes).check_splits(config)
+    if _is_main():
+        print_plan([PlannedRun(config)])
+        if processes > 1:
+            print(f"{processes} processes would share this run: time and memory are those of one alone.")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ class MemoryPlan:
         streams_per_pass: Streams whose activations are kept at a time.
         size: Sizes of the model.
         setting: Device and types.
-        room: Bytes that were free beside the loaded model.
+        room: Bytes that were free beside the loaded model, in the process that has least.
     """
 
     streams_per_pass: int
@@ -71,8 +71,8 @@ class MemoryPlan:
         """Plans the steps of a run whose model is loaded, and logs the choice where there is one.
 
         A resumed run keeps what it began with, unless the configuration says otherwise: another
-        number of streams per pass would round differently. Several processes do what rank 0 plans;
-        those of one machine share its main memory.
+        number of streams per pass would round differently. Several processes plan with the memory
+        of the one that has least; those of one machine share its main memory.
 
         Args:
             config: The run.
@@ -85,23 +85,25 @@ class MemoryPlan:
         room = MemoryMonitor(precision.device).free_bytes()
         if precision.device.type == "cpu":
             room //= processes.local_size
+        room = processes.least(room)
         P = config.parscale.P
         chosen, why = config.training.streams_per_pass, "set in the configuration"
         if chosen is None and before:
             chosen, why = before.get("streams_per_pass", P), "as the run began"
         if chosen is None:
             chosen, why = fitting_streams_per_pass(config, size, setting, room), "chosen by the free memory"
+        chosen = processes.least(min(chosen, P))
         if P > 1:
             needed = step_bytes(config, size, setting, chosen)
             logger.info(
                 "streams per pass: %d of %d, %s; steps take about %s of %s that are free",
-                min(chosen, P),
+                chosen,
                 P,
                 why,
                 format_bytes(round(needed)),
                 format_bytes(room),
             )
-        return replace(cls(chosen, size, setting, room), streams_per_pass=processes.of_main(lambda: min(chosen, P)))
+        return cls(chosen, size, setting, room)
 
     def what_would_fit(self, config: RunConfig) -> str:
         """Returns a sentence on the mildest settings that would fit, where the run did not."""

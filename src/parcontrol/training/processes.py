@@ -100,6 +100,18 @@ class Processes:
 
         return check_all
 
+    def least(self, number: int) -> int:
+        """Returns the least of the numbers that the processes give, in all of them, once all have given one."""
+        if self.size == 1:
+            return number
+        least = torch.tensor(number)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
+
+    def wait_for_all(self) -> None:
+        """Returns once all processes are here. A barrier of torch's would choose a GPU, which need not be used."""
+        self.least(0)
+
     # --- the split of a batch and the sums over it ---
 
     def own_rows(self, blocks_NT: NDArray[Any]) -> NDArray[Any]:
@@ -202,7 +214,9 @@ ALONE = Processes()
 def joined_processes() -> Iterator[Processes]:
     """Joins the processes that torchrun has started, and takes leave of them when the block ends well.
 
-    After an error the process is expected to end: others may be gone, and would be waited for.
+    After an error the process is expected to end: others may be gone, and would be waited for. An
+    interruption comes to all at the same point, and they wait for each other: torchrun ends all
+    others as soon as one has left, and rank 0 may still be writing the checkpoint.
     """
     if not several_processes():
         yield ALONE
@@ -212,14 +226,24 @@ def joined_processes() -> Iterator[Processes]:
     meeting = dist.PrefixStore(f"parcontrol/run/{next(_runs)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
-    yield Processes(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    dist.barrier()
+    processes = Processes(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        yield processes
+    except Interrupted:
+        processes.wait_for_all()
+        raise
+    processes.wait_for_all()
     dist.destroy_process_group()
+
+
+def number_of_processes() -> int:
+    """How many processes torchrun started with this one; 1 where it did not start it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def several_processes() -> bool:
     """Whether torchrun started this process, and others with it."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    return number_of_processes() > 1
 
 
 def first_to_tell(is_consequence: bool) -> bool:
@@ -233,17 +257,21 @@ def first_to_tell(is_consequence: bool) -> bool:
     """
     if not several_processes():
         return True
-    store, rank, _ = next(iter(dist.rendezvous("env://", timeout=_STORE_TIMEOUT)))
     told = f"parcontrol/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if rank and not is_consequence:
-        with suppress(dist.DistStoreError):  # the time is over, and rank 0 has nothing to tell
-            store.wait([told], _RANK_0_TELLS_WITHIN)
-    return bool(store.add(told, 1) == 1)
+    try:
+        store, rank, _ = next(iter(dist.rendezvous("env://", timeout=_STORE_TIMEOUT)))
+        if rank and not is_consequence:
+            with suppress(dist.DistStoreError):  # the time is over, and rank 0 has nothing to tell
+                store.wait([told], _RANK_0_TELLS_WITHIN)
+        return bool(store.add(told, 1) == 1)
+    except dist.DistError:  # torchrun, where they could agree, is gone: rather told twice than never
+        return True
 
 
 def lost_process(error: BaseException) -> str | None:
     """Returns one line if an error says that another process is gone, else None."""
     text = str(error)
-    if not isinstance(error, dist.DistError) and "gloo" not in text and "NCCL" not in text:
+    is_of_backend = isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)
+    if not isinstance(error, dist.DistError) and not is_of_backend:
         return None
     return text.strip().splitlines()[0].split(" This is typically")[0]

@@ -41,10 +41,7 @@ def run(config: RunConfig, resume: bool = True) -> dict[str, Any]:
         RunStoppedError: The run cannot go on (see its kinds in `errors`).
         Interrupted: SIGINT or SIGTERM; a checkpoint has been written.
     """
-    with (
-        explained(config, RunDirectory(config.run_directory)),
-        joined_processes() as processes,
-    ):
+    with explained(config, RunDirectory(config.run_directory)), joined_processes() as processes:
         processes.check_splits(config)
         with _opened(config, resume, processes) as directory:
             result: dict[str, Any] | None = processes.of_main(
