@@ -150,6 +150,21 @@ def test_each_row_of_a_batch_goes_to_one_process(size: int) -> None:
     np.testing.assert_array_equal(np.concatenate([Processes(r, size).own_rows(blocks) for r in range(size)]), blocks)
 
 
+def test_a_process_with_another_configuration_is_refused(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with a file or a device of its own; where a run goes and how it is logged may differ."""
+    said = json.dumps((make_config("there", logging__level="INFO").model_dump(mode="json"), "torch.float32"))
+    monkeypatch.setattr(Processes, "of_main", lambda processes, answer: json.loads(said))
+    rank1 = Processes(1, 2)
+    rank1.check_same(make_config("here", logging__level="DEBUG"), torch.float32)
+    other = make_config("here", training__seed=7)
+    with pytest.raises(ValueError, match=r"^rank 1 would .* \(training\.seed 42 in rank 0, 7 here\): all"):
+        rank1.check_same(other, torch.float32)
+    with pytest.raises(ValueError, match=r"mixed_precision chooses 'torch.float32' in rank 0, 'torch.bfloat16' here"):
+        rank1.check_same(make_config("here"), torch.bfloat16)
+
+
 @pytest.mark.parametrize("streams_per_pass", [1, 3])
 def test_one_message_of_the_trainable_gradients_a_step(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, streams_per_pass: int

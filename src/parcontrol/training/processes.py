@@ -22,8 +22,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from parcontrol.config import RunConfig
+from parcontrol.config import RunConfig, config_differences
 from parcontrol.data.seeding import seeded_int
+from parcontrol.runs import MAY_DIFFER
 from parcontrol.training.device import choose_device
 from parcontrol.training.errors import Interrupted
 
@@ -178,6 +179,33 @@ class Processes:
                 f"{self.size} processes cannot share a global batch of {rows} sequences (training.microbatch_size "
                 f"{training.microbatch_size} x training.gradient_accumulation_steps "
                 f"{training.gradient_accumulation_steps}) equally: the number of processes must be one of {allowed}"
+            )
+
+    def check_same(self, config: RunConfig, compute: torch.dtype) -> None:
+        """Raises ValueError if this process would train another run than rank 0.
+
+        Each reads its configuration for itself, on another machine perhaps another file, and chooses
+        the type of its products by its own device.
+
+        Args:
+            config: This process's configuration.
+            compute: The type of its products.
+        """
+        there, compute_there = self.of_main(lambda: (config.model_dump(mode="json"), str(compute)))
+        differences = {
+            key: values
+            for key, values in config_differences(RunConfig.model_validate(there), config).items()
+            if not key.startswith(MAY_DIFFER)
+        }
+        if str(compute) != compute_there:
+            differences["the type that training.mixed_precision chooses"] = (compute_there, str(compute))
+        if differences:
+            listed = ", ".join(
+                f"{key} {theirs!r} in rank 0, {own!r} here" for key, (theirs, own) in differences.items()
+            )
+            raise ValueError(
+                f"rank {self.rank} would train another run than rank 0 ({listed}): all processes need the same "
+                "configuration"
             )
 
     def own_device(self, config: RunConfig) -> RunConfig:

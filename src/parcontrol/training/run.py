@@ -72,6 +72,7 @@ def _set_up_logging(config: RunConfig, directory: RunDirectory, processes: Proce
 def _train(config: RunConfig, directory: RunDirectory, processes: Processes) -> dict[str, Any]:
     main = processes.main
     precision = choose_precision(config.training)
+    processes.check_same(config, precision.compute)
     checkpoint = Checkpoint.newest_of_main(directory, processes)
     if main:
         directory.truncate_after(checkpoint.boundary.step if checkpoint else -1)
