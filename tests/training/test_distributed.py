@@ -282,10 +282,9 @@ def test_a_full_disk_is_told_once(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", [PEFT, FULL])
-def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, kind: dict[str, object]) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig) -> None:
     """With the same number of processes."""
-    config, whole = make_config("killed", **kind | LONG), make_config("whole", **kind | LONG)
+    config, whole = make_config("killed", **FULL | LONG), make_config("whole", **FULL | LONG)
     killed(config, processes=2, rank=1)
     finished(2, config, whole)
     a, b = RunDirectory(whole.run_directory), RunDirectory(config.run_directory)
