@@ -6,11 +6,12 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from parcontrol.cli.config import reference
+from parcontrol.cli.train import command_parser
 from parcontrol.config import (
     RunConfig,
     config_differences,
@@ -334,3 +335,62 @@ def value_of(config: RunConfig, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+# --- whatever is given ---
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=4,
+)
+
+
+def allowed_type(field_type: Any, value: Any) -> bool:
+    """Whether a value in YAML may be one of a field's: numbers may be written as text, and nothing else may."""
+    names = type_name(field_type).split(" | ")
+    if value is None:
+        return "null" in names
+    if isinstance(value, bool):
+        return "bool" in names
+    if isinstance(value, int | float):
+        return bool({"int", "float", "bool"} & set(names))
+    return isinstance(value, str)
+
+
+@given(name=st.sampled_from(sorted(FIELDS)), value=ANYTHING)
+def test_a_value_is_taken_as_it_is_or_refused_by_name(name: str, value: Any) -> None:
+    """Never changed into another one without a word, never an error of another kind."""
+    budget = {} if name == "training.tokens_per_run" else {"training.tokens_per_run": 10**48}
+    try:
+        taken = value_of(load_config(None, {name: value} | budget), name)
+    except ValueError:
+        assert name in message_of(None, {name: value} | budget)
+        return
+    assert allowed_type(FIELDS[name].type, value)
+    assert taken == value or (isinstance(value, str) and not isinstance(taken, str))
+
+
+@given(key=st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=30))
+def test_any_unknown_key_is_refused_with_a_key_that_exists(tmp_path_factory: Any, key: str) -> None:
+    assume(key not in FIELDS)
+    message = message_of(None, {key: 1})
+    assert any(repr(name) in message for name in FIELDS)
+    file = write(tmp_path_factory.getbasetemp() / "unknown.yaml", yaml.safe_dump({"parscale": {f"{key}_": 1}}))
+    assert any(repr(name) in message_of(file) for name in FIELDS)
+
+
+@given(configs())
+def test_the_command_line_and_a_file_give_the_same_config(config: RunConfig) -> None:
+    """Each key as a flag, as a shell hands it over."""
+    values = {name: value_of(config, name) for name in FIELDS}
+    assume("null" not in values.values())  # which a flag means as none
+    args = command_parser().parse_all([f"--{name}={as_flag(value)}" for name, value in values.items()])
+    given_values = {name: vars(args)[name] for name in FIELDS}
+    assert load_config(None, given_values) == config
+
+
+def as_flag(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -53,6 +53,12 @@ def setup_logging(level: str, directory: str | Path, run_name: str) -> Path:
     return path
 
 
+def silence_logging() -> None:
+    """Lets a process say nothing: one of several, of which another one logs."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    logging.captureWarnings(True)
+
+
 def log_file(directory: str | Path, run_name: str) -> Path:
     """Returns where `setup_logging` writes."""
     return Path(directory) / f"{run_name}.jsonl"

@@ -112,6 +112,25 @@ def test_the_plan_is_printed_and_nothing_written(
     assert list(Path().iterdir()) == []
 
 
+def test_one_of_several_processes_prints_the_plan(
+    run: Recorded, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a batch that they cannot share is refused before anything is started."""
+    flags = ["--dry-run", "--model.name", str(tiny_model_dir), "--device", "cpu", "--training.microbatch_size", "2"]
+    printed = []
+    for rank in ("0", "1"):
+        for name, value in {"TORCHELASTIC_RUN_ID": "here", "WORLD_SIZE": "2", "RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        assert main(flags) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0].splitlines()[-1].startswith("2 processes would share this run: ")
+    assert printed[1] == ""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("parcontrol.training.processes.first_to_tell", lambda is_consequence: True)
+    assert "3 processes cannot share a global batch of" in refused(flags, capsys)
+    assert not run.calls
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "half"])
 def test_streams_per_pass_that_are_none_are_refused(
     run: Recorded, capsys: pytest.CaptureFixture[str], value: str

@@ -115,6 +115,38 @@ def test_every_token_is_text_or_the_eos_behind_it(corpus: Corpus) -> None:
     assert any(text.startswith(texts[-1]) for text in written), "the last one is cut where the blocks end"
 
 
+@given(
+    shards=st.lists(st.lists(st.text("ab é\n", max_size=40), min_size=1, max_size=12), min_size=1, max_size=4),
+    sequence_length=st.integers(2, 40),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_any_corpus_is_packed_as_the_slow_way_packs_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    shards: list[list[str]],
+    sequence_length: int,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    """Every token once, in order, EOS behind each document; in one go, and resumed at any block."""
+    folder = write_corpus(tmp_path_factory.mktemp("corpus"), shards)
+    names = [f"train/{index:02d}.jsonl.zst" for index in range(len(shards))]
+    corpus = open_corpus(DataConfig(repo=str(folder), num_shards=len(shards)))
+    dealt = expected_documents(folder, names, TOKENIZER, seed)
+    blocks = expected_blocks(dealt, sequence_length)
+    cut = data.draw(st.integers(0, len(blocks)))
+    with open_stream(corpus, 0, sequence_length=sequence_length, seed=seed) as stream:
+        np.testing.assert_array_equal(stream.next_blocks(cut), blocks[:cut])
+        assert stream.provenance() == expected_provenance(dealt, blocks[:cut], names)
+        state = json.loads(json.dumps(stream.state_dict()))
+    with open_stream(corpus, 1, sequence_length=sequence_length, seed=seed, state=state) as stream:
+        np.testing.assert_array_equal(stream.next_blocks(len(blocks) - cut), blocks[cut:])
+        assert stream.provenance() == expected_provenance(dealt, blocks, names)
+        with pytest.raises(ValueError, match="smaller than the token budget"):
+            stream.next_blocks(1)
+
+
 @given(portions=st.lists(st.integers(0, 20), min_size=1, max_size=9), num_workers=st.sampled_from([0, 1, 2]))
 @settings(max_examples=30)
 def test_portions_do_not_matter(corpus: Corpus, portions: list[int], num_workers: int) -> None:

@@ -1,11 +1,16 @@
 """Replaying a run's data finds what the run recorded, or says what differs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from parcontrol.config import RunConfig
 from parcontrol.data import TrainStream, open_corpus, tokenizer_sha256, verify_run
@@ -83,9 +88,11 @@ def test_an_interrupted_run_is_confirmed_as_far_as_it_came(recorded: RunDirector
         (0, lambda r: r["shards"].pop(), "step 1: number of shards: the run recorded 2, the replay finds 3"),
         (1, lambda r: r.update(tokens=64 * 16 + 1), "step 2 cannot have ended at 1025 tokens"),
         (1, lambda r: r.update(tokens=64), "step 2 cannot have ended at 64 tokens"),
-        (1, lambda r: r.update(tokens=64 * 17), r"step 2: .* the replay finds"),
+        (1, lambda r: r.update(tokens=64 * 17), "step 2 cannot have ended at 1088 tokens"),
+        (1, lambda r: r.update(tokens=64 * 16, step=1), "step 1 cannot have ended at 1024 tokens"),
+        (2, lambda r: r.update(step=4), "step 4 cannot have ended at 3072 tokens"),
         (1, lambda r: r.pop("shards"), "the provenance of step 2 lacks shards"),
-        (2, lambda r: r.update(tokens=64 * 10**6), "smaller than the token budget"),
+        (2, lambda r: r.update(tokens=1024 * 10**6, step=10**6), "smaller than the token budget"),
     ],
 )
 def test_the_first_difference_in_a_record_is_named(
@@ -94,6 +101,56 @@ def test_the_first_difference_in_a_record_is_named(
     change_record(recorded, index, change)
     with pytest.raises(ValueError, match=message):
         verify_run(recorded)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of each number and string in a record."""
+    if isinstance(value, dict | list):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(child, (*path, key))
+    else:
+        yield path
+
+
+@given(data=st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_other_value_in_any_record_is_noticed(recorded: RunDirectory, data: st.DataObject) -> None:
+    good = (recorded.path / "provenance.jsonl").read_bytes()
+    index = data.draw(st.integers(0, 2))
+
+    def change(record: Any) -> None:
+        *path, last = data.draw(st.sampled_from(list(leaves(record))))
+        place = reduce(getitem, path, record)
+        other = st.integers(-1, 10**6) if isinstance(place[last], int) else st.text("0123456789abcdef/.", max_size=64)
+        place[last] = data.draw(other.filter(lambda value: value != place[last]))
+
+    try:
+        change_record(recorded, index, change)
+        with pytest.raises(ValueError, match=r"step|smaller than the token budget"):
+            verify_run(recorded)
+    finally:
+        (recorded.path / "provenance.jsonl").write_bytes(good)
+
+
+@given(data=st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_other_character_in_what_was_read_is_noticed(recorded: RunDirectory, data: st.DataObject) -> None:
+    """In any document of any shard that was used to its end."""
+    account = data.draw(st.sampled_from(recorded.read_provenance()[-1]["shards"]))
+    path = Path(recorded.read_config().data.repo) / account["shard"]
+    good = path.read_bytes()
+    with zstandard.open(path, "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    number = data.draw(st.integers(0, account["documents"] - 2))
+    place = data.draw(st.integers(0, len(texts[number]) - 1))
+    character = data.draw(st.sampled_from("abcXYZ019 .").filter(lambda c: c != texts[number][place]))
+    texts[number] = texts[number][:place] + character + texts[number][place + 1 :]
+    try:
+        write_shard(path, lines_of(texts))
+        with pytest.raises(ValueError, match=r"step \d: .* the run recorded .*, the replay finds"):
+            verify_run(recorded)
+    finally:
+        path.write_bytes(good)
 
 
 def test_another_tokenizer_is_named(recorded: RunDirectory) -> None:

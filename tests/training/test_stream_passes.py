@@ -220,10 +220,10 @@ def test_running_out_of_memory_names_what_would_fit(
     """A whole run on a corpus: its steps fail as long as it keeps more than one stream, and go on with one."""
     backward = TrainingLoop._backward
 
-    def short_of_memory(loop: TrainingLoop, ids: torch.Tensor, predicted: int) -> torch.Tensor:
+    def short_of_memory(loop: TrainingLoop, ids: torch.Tensor, predicted: int, *ends: bool) -> torch.Tensor:
         if loop.streams_per_pass > 1:
             raise kind("out of memory: 3 GiB wanted")
-        return backward(loop, ids, predicted)
+        return backward(loop, ids, predicted, *ends)
 
     monkeypatch.setattr(TrainingLoop, "_backward", short_of_memory)
     config = make_config(parscale__P=4, training__streams_per_pass=2)

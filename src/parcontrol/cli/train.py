@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the run is finished, 2 when it was not started because of what the user gave, 1 when
         it had to stop. Errors are one line on stderr, with a traceback at logging level DEBUG.
     """
-    args = command_parser().parse_all(argv)
+    args = _parse(argv)
     overrides = {key: value for key, value in vars(args).items() if key not in ("config", "resume", "dry_run")}
     debug = overrides.get("logging.level") == "DEBUG"
     try:
@@ -32,15 +35,50 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print_plan(config)
         return _train(config, args.resume, debug)
     except ValueError as error:
-        print_error(error, debug)
+        _tell(error, debug)
         return USAGE_ERROR
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line, which is the same in all processes that torchrun starts: one of them complains."""
+    if _is_main():
+        return command_parser().parse_all(argv)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        return command_parser().parse_all(argv)
+
+
+def _is_main() -> bool:
+    """Whether this is the only process, or rank 0 of those that torchrun has started."""
+    return not _under_torchrun() or os.environ["RANK"] == "0"
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _tell(error: Exception, debug: bool) -> None:
+    """Prints an error, of several processes in one: in rank 0 if that meets it."""
+    if not _under_torchrun():
+        print_error(error, debug)
+        return
+    from parcontrol.training.errors import LostProcessError
+    from parcontrol.training.processes import first_to_tell
+
+    if first_to_tell(is_consequence=isinstance(error, LostProcessError)):
+        print_error(error, debug)
 
 
 def _print_plan(config: RunConfig) -> int:
     from parcontrol.cli.plan import print_plan
     from parcontrol.experiment.plan import PlannedRun
+    from parcontrol.training.processes import Processes, number_of_processes
 
-    print_plan([PlannedRun(config)])
+    processes = number_of_processes()
+    Processes(size=processes).check_splits(config)
+    if _is_main():
+        print_plan([PlannedRun(config)])
+        if processes > 1:
+            print(f"{processes} processes would share this run: time and memory are those of one alone.")
     return 0
 
 
@@ -53,9 +91,9 @@ def _train(config: RunConfig, resume: bool, debug: bool) -> int:
 
         run(config, resume=resume)
     except RunStoppedError as error:
-        print_error(error, debug)
+        _tell(error, debug)
         return STOPPED
-    if already_finished:
+    if already_finished and _is_main():
         print(f"{config.run_directory} is already finished; its result is in result.json")
     return 0
 

@@ -59,18 +59,18 @@ def verify_run(run: RunDirectory) -> VerifiedData:
         num_workers=config.data.num_workers,
     ) as stream:
         for record in records:
-            _replay(run, stream, record, config.data.sequence_length)
+            _replay(run, stream, record, config)
     return VerifiedData(records[-1]["step"], len(records), stream.provenance())
 
 
-def _replay(run: RunDirectory, stream: TrainStream, record: Mapping[str, Any], sequence_length: int) -> None:
+def _replay(run: RunDirectory, stream: TrainStream, record: Mapping[str, Any], config: RunConfig) -> None:
     """Takes the stream to where a record was made, and compares."""
     step = f"step {record['step']}"
     missing = {"tokens", "sha256", "shards"} - record.keys()
     if missing:
         raise ValueError(f"{run.path}: the provenance of {step} lacks {', '.join(sorted(missing))}")
-    blocks, rest = divmod(record["tokens"] - stream.provenance()["tokens"], sequence_length)
-    if blocks < 0 or rest:
+    blocks = (record["tokens"] - stream.provenance()["tokens"]) // config.data.sequence_length
+    if blocks <= 0 or record["tokens"] != record["step"] * config.tokens_per_step:
         raise ValueError(f"{run.path}: {step} cannot have ended at {record['tokens']} tokens")
     for _ in range(blocks):
         stream.next_blocks(1)

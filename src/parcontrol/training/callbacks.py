@@ -18,6 +18,8 @@ from parcontrol.training.checkpoint import Checkpointing
 from parcontrol.training.console import ConsoleProgress
 from parcontrol.training.evaluate import Validation
 from parcontrol.training.loop import Callback, Record, TrainingLoop
+from parcontrol.training.processes import ALONE, Processes
+from parcontrol.training.shared_data import SharedStream
 from parcontrol.training.wandb import WandbCallback
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Recorder(Callback):
 class Provenance(Callback):
     """At each log point, where the tokens so far came from."""
 
-    def __init__(self, stream: TrainStream) -> None:
+    def __init__(self, stream: TrainStream | SharedStream) -> None:
         self.stream = stream
 
     def on_log(self, loop: TrainingLoop) -> None:
@@ -55,7 +57,8 @@ class Provenance(Callback):
 class StreamDiagnostics(Callback):
     """How the streams are used; says loudly, once, when they have collapsed."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, processes: Processes = ALONE) -> None:
+        self.processes = processes
         smooth = config.parscale.attn_smooth
         self.accumulator = StreamAccumulator(config.parscale.P, device, smooth)
         self.watch = CollapseWatch(smooth)
@@ -67,6 +70,7 @@ class StreamDiagnostics(Callback):
 
     def on_log(self, loop: TrainingLoop) -> None:
         """Emits the statistics since the last log point; a model with one stream has none."""
+        self.accumulator.load_state(self.run_state(self.accumulator.state(), self.processes))
         self._last = self.accumulator.read_and_reset()
         if not self._last:
             return
@@ -83,12 +87,17 @@ class StreamDiagnostics(Callback):
         return f"Streams at the last log point: {_brief(self._last)}; since: {_brief(since)}."
 
     def state(self) -> dict[str, Tensor]:
-        """The open interval."""
+        """The open interval, of this process's rows."""
         return self.accumulator.state()
 
+    def run_state(self, state: Mapping[str, Tensor], processes: Processes) -> Mapping[str, Tensor]:
+        """The open interval of all rows."""
+        return processes.add_up(state)
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back the open interval."""
-        self.accumulator.load_state(state)
+        """Takes back the open interval of all rows, in one process: it is summed over all again."""
+        if self.processes.main:
+            self.accumulator.load_state(state)
 
 
 class PeriodicValidation(Callback):
@@ -103,7 +112,7 @@ class PeriodicValidation(Callback):
 
     def on_boundary(self, loop: TrainingLoop) -> None:
         """Validates when it is due."""
-        if self._is_due(loop) and recorded_validation(self.run, loop.step) is None:
+        if self._is_due(loop) and loop.processes.of_main(lambda: recorded_validation(self.run, loop.step)) is None:
             result = loop.validate(self.validation, loop.precision)
             loop.emit("validation", validation_record(result))
 
@@ -145,21 +154,22 @@ class MemoryWatch(Callback):
 
 
 def build_callbacks(
-    config: RunConfig, run: RunDirectory, stream: TrainStream, validation: ValidationSet, memory: MemoryWatch
+    config: RunConfig,
+    run: RunDirectory,
+    stream: TrainStream | SharedStream,
+    validation: ValidationSet,
+    memory: MemoryWatch,
+    processes: Processes,
 ) -> list[Callback]:
-    """Returns the callbacks of a run in their order.
+    """Returns the callbacks of a run in their order: in rank 0 all, in the others those that all take part in.
 
     A checkpoint comes before the validation of the same step, which may take long.
     """
-    callbacks = [
-        Recorder(run),
-        StreamDiagnostics(config, memory.monitor.device),
-        Provenance(stream),
-        Checkpointing(run),
-        PeriodicValidation(run, validation),
-        memory,
-        ConsoleProgress(config),
-    ]
+    diagnostics = StreamDiagnostics(config, memory.monitor.device, processes)
+    together: list[Callback] = [Checkpointing(run), PeriodicValidation(run, validation), memory]
+    if not processes.main:
+        return [diagnostics, *together]
+    callbacks = [Recorder(run), diagnostics, Provenance(stream), *together, ConsoleProgress(config)]
     return callbacks + ([WandbCallback(config, run)] if config.logging.wandb != "disabled" else [])
 
 

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from parcontrol.runs import RunDirectory, atomic_directory
 from parcontrol.training.loop import Boundary, Callback, TrainingLoop
+from parcontrol.training.processes import Processes
+from parcontrol.training.sharding import split_like, whole
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,24 @@ class Checkpoint:
                 f"the checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
             ) from error
 
+    @classmethod
+    def newest_of_main(cls, run: RunDirectory, processes: Processes) -> Checkpoint | None:
+        """Returns rank 0's newest checkpoint in all processes: only rank 0 needs to see the directory.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        own = cls.newest(run) if processes.main else None
+        fields = processes.of_main(lambda: own and _fields(own.boundary))
+        if fields is None:
+            return None
+        parts: list[dict[str, Tensor]] = [
+            processes.tensors_of_main(tensors)
+            for tensors in ((own.parameters, own.moments, own.boundary.tensors) if own else (None, None, None))
+        ]
+        path = own.path if own else run.checkpoint_path(fields["step"])
+        return cls(path, parts[0], parts[1], Boundary(**fields, tensors=parts[2]))
+
     def restore(self, loop: TrainingLoop) -> None:
         """Puts a loop where the checkpoint was taken.
 
@@ -83,7 +104,7 @@ class Checkpoint:
             raise ValueError(f"the checkpoint {self.path} is of another model: {odd} differs")
         with torch.no_grad():
             for name, parameter in trainable.items():
-                parameter.copy_(self.parameters[name])
+                parameter.copy_(split_like(self.parameters[name], parameter))
         _load_moments(loop, self.moments)
         loop.restore(self.boundary)
 
@@ -91,20 +112,23 @@ class Checkpoint:
 def save_checkpoint(run: RunDirectory, loop: TrainingLoop, keep: int) -> None:
     """Writes the loop's boundary as a checkpoint and removes all but the newest `keep`.
 
-    Older ones go only after the new one is complete on disk.
+    Older ones go only after the new one is complete on disk. All processes call this; rank 0 writes.
 
     Raises:
         NonFiniteError: A step since the last log point was not finite; nothing is written.
         OSError: The disk is full; the checkpoints before stay.
     """
     loop.check_finite()
-    boundary = {field.name: getattr(loop.boundary, field.name) for field in dataclasses.fields(Boundary)}
-    tensors = boundary.pop("tensors")
+    main = loop.processes.main
+    parameters, moments = (_whole_tensors(part, keep=main) for part in (dict(loop.trainable), _moments(loop)))
+    tensors = loop.run_tensors()
+    if not main:
+        return
     with atomic_directory(run.checkpoint_path(loop.boundary.step)) as directory:
-        _save(dict(loop.trainable), directory / _PARAMETERS)
-        _save(_moments(loop), directory / _OPTIMIZER)
+        _save(parameters, directory / _PARAMETERS)
+        _save(moments, directory / _OPTIMIZER)
         _save(tensors, directory / _TENSORS)
-        (directory / _STATE).write_text(json.dumps(boundary), encoding="utf-8")
+        (directory / _STATE).write_text(json.dumps(_fields(loop.boundary)), encoding="utf-8")
     run.remove_old_checkpoints(keep)
 
 
@@ -126,7 +150,8 @@ class Checkpointing(Callback):
         logger.warning("interrupted: step %d is kept, and the same command goes on from there", loop.boundary.step)
 
     def _save(self, loop: TrainingLoop) -> None:
-        if not self.run.checkpoint_path(loop.boundary.step).exists():
+        path = self.run.checkpoint_path(loop.boundary.step)
+        if not loop.processes.of_main(path.exists):
             save_checkpoint(self.run, loop, loop.config.training.keep_checkpoints)
 
 
@@ -145,11 +170,27 @@ def _load_moments(loop: TrainingLoop, moments: Mapping[str, Tensor]) -> None:
     ordered = [p for group in loop.optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(ordered):
         prefix = f"{names[parameter]}."
-        own = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
+        own = {k.removeprefix(prefix): split_like(v, parameter) for k, v in moments.items() if k.startswith(prefix)}
         if own:
             state[index] = own
     groups = loop.optimizer.state_dict()["param_groups"]
     loop.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _fields(boundary: Boundary) -> dict[str, Any]:
+    """A boundary without its tensors, as JSON can hold it."""
+    names = (field.name for field in dataclasses.fields(boundary) if field.name != "tensors")
+    return {name: getattr(boundary, name) for name in names}
+
+
+def _whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Gathers what is in shards, one by one, and keeps it, on the CPU, where it is wanted."""
+    wholes = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach())
+        if keep:
+            wholes[name] = gathered.cpu()
+    return wholes
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -25,9 +25,14 @@ class OutOfMemoryError(RunStoppedError):
     """The device or the machine had no memory left."""
 
 
+class LostProcessError(RunStoppedError):
+    """Another process of the run has ended."""
+
+
 class Interrupted(SystemExit):
     """SIGINT or SIGTERM came; the exit code is 128 + the signal's number, as shells expect."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
+        self.signum = signum
         self.signal_name = signal.Signals(signum).name

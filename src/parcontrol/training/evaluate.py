@@ -15,6 +15,7 @@ from parcontrol.data.validation import ValidationSet
 from parcontrol.training.device import Precision
 from parcontrol.training.errors import NonFiniteError
 from parcontrol.training.loss import token_losses
+from parcontrol.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ def evaluate(
     *,
     batch_size: int,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    processes: Processes = ALONE,
 ) -> Validation:
     """Measures a plain or ParScale model on the validation set.
 
     The first token of a block has nothing before it and is not predicted; every other one counts
-    once, for the document that it belongs to. Sums are float64 on the host.
+    once, for the document that it belongs to. Sums are float64 on the host. Several processes take
+    turns with the batches, and each gets the sums of all.
 
     Args:
         model: Its output head must be one matrix (`loss.output_head`).
@@ -59,6 +62,7 @@ def evaluate(
         precision: Device and autocast.
         batch_size: Blocks per forward pass.
         on_batch: Called before each batch with the blocks done and in all; may raise.
+        processes: Those that measure together.
 
     Raises:
         NonFiniteError: The loss of a document is NaN or infinite.
@@ -69,22 +73,29 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(validation.blocks), batch_size):
-            on_batch(start, len(validation.blocks))
+        for turn in range(0, len(validation.blocks), batch_size * processes.size):
+            on_batch(turn, len(validation.blocks))
+            start = turn + batch_size * processes.rank
             batch = slice(start, start + batch_size)
+            if start >= len(validation.blocks):
+                # No batch is left; but where layers are in shards, nobody can run one alone.
+                _batch_losses(model, validation.blocks[:batch_size], precision)
+                continue
             losses = _batch_losses(model, validation.blocks[batch], precision)
             owners = validation.document_ids[batch, 1:].ravel()
             loss_sum += np.bincount(owners, weights=losses, minlength=documents)
             tokens += np.bincount(owners, minlength=documents)
     finally:
         model.train(was_training)
+    sums = processes.add_up({"loss": torch.from_numpy(loss_sum), "tokens": torch.from_numpy(tokens)})
+    loss_sum, tokens = sums["loss"].numpy(), sums["tokens"].numpy()
     if not np.isfinite(loss_sum).all():
         bad = int(np.flatnonzero(~np.isfinite(loss_sum))[0])
         raise NonFiniteError(f"the validation loss of document {bad} is {loss_sum[bad]}")
     return Validation(loss_sum, tokens)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what FSDP gathers here is used by training, too
 def _batch_losses(model: PreTrainedModel, blocks_BT: NDArray[np.int64], precision: Precision) -> NDArray[np.float64]:
     """Losses of all predicted tokens of the blocks, row by row [B * (T - 1)]."""
     ids = torch.from_numpy(blocks_BT).to(precision.device)

@@ -11,8 +11,15 @@ from contextlib import contextmanager
 from parcontrol.config import RunConfig
 from parcontrol.diagnostics.memory import out_of_memory_advice
 from parcontrol.runs import RunDirectory
-from parcontrol.training.errors import DiskFullError, OutOfMemoryError, RunStoppedError, TooManyFilesError
+from parcontrol.training.errors import (
+    DiskFullError,
+    LostProcessError,
+    OutOfMemoryError,
+    RunStoppedError,
+    TooManyFilesError,
+)
 from parcontrol.training.fitting import MemoryPlan
+from parcontrol.training.processes import lost_process, several_processes
 
 # EFBIG: a limit on the size of files (ulimit -f); it is met and mended like a full disk.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,7 +30,10 @@ _NUMBER_IN_TEXT = re.compile(r"\((?:os error )?(\d+)\)")
 
 @contextmanager
 def explained(config: RunConfig, run: RunDirectory) -> Iterator[None]:
-    """Raises DiskFullError, TooManyFilesError or OutOfMemoryError for what means one of them; lets the rest pass."""
+    """Raises DiskFullError, TooManyFilesError, OutOfMemoryError or LostProcessError for what means one of them.
+
+    The rest passes.
+    """
     try:
         yield
     except RunStoppedError:
@@ -41,6 +51,13 @@ def explained(config: RunConfig, run: RunDirectory) -> Iterator[None]:
         advice = out_of_memory_advice(error, config)
         if advice is not None:
             raise OutOfMemoryError(advice) from error
+        # Asked last: the libraries that carry messages also pass on what has befallen this process.
+        reason = lost_process(error) if several_processes() else None
+        if reason is not None:
+            raise LostProcessError(
+                f"another process of the run has ended, and so does this one ({reason}). Repeat the same command to "
+                f"go on from the newest checkpoint in {run.path}."
+            ) from error
         raise
 
 

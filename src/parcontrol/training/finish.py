@@ -24,20 +24,39 @@ def finish(
     loop: TrainingLoop,
     tokenizer: PreTrainedTokenizerBase,
     validation: ValidationSet,
-    backbone: Validation,
+    backbone: Validation | None,
     memory: MemoryWatch,
 ) -> dict[str, Any]:
     """Casts the model to the type it computes in, measures that, saves it, writes the result.
 
     What is measured is what is loaded: the cast comes before the last validation. result.json is
-    written last.
+    written last. All processes call this; rank 0, which has the backbone's validation, writes.
 
     Returns:
         The result.
     """
     as_saved = Precision(loop.precision.device, loop.precision.compute, loop.precision.compute)
+    loop.gather_model(as_saved.compute)
     cast_parameters(loop.model, as_saved.compute)
     final = loop.validate(validation, as_saved)
+
+    def save() -> dict[str, Any]:
+        assert backbone is not None, "rank 0 has measured it or read it"
+        return _save(run, loop, tokenizer, backbone, final, memory)
+
+    result: dict[str, Any] = loop.processes.of_main(save)
+    return result
+
+
+def _save(
+    run: RunDirectory,
+    loop: TrainingLoop,
+    tokenizer: PreTrainedTokenizerBase,
+    backbone: Validation,
+    final: Validation,
+    memory: MemoryWatch,
+) -> dict[str, Any]:
+    """Writes the model that was measured, and the result."""
     if recorded_validation(run, loop.step) is None:
         loop.emit("validation", validation_record(final))
     write_documents(run, backbone, final)

@@ -23,6 +23,7 @@ from parcontrol.formats import format_bytes
 from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
 from parcontrol.training.device import Precision
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
+from parcontrol.training.processes import ALONE, Processes
 from parcontrol.training.stream_passes import AGGREGATED_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class MemoryPlan:
         streams_per_pass: Streams whose activations are kept at a time.
         size: Sizes of the model.
         setting: Device and types.
-        room: Bytes that were free beside the loaded model.
+        room: Bytes that were free beside the loaded model, in the process that has least.
     """
 
     streams_per_pass: int
@@ -60,38 +61,49 @@ class MemoryPlan:
 
     @classmethod
     def make(
-        cls, config: RunConfig, model: PreTrainedModel, precision: Precision, before: Mapping[str, Any]
+        cls,
+        config: RunConfig,
+        model: PreTrainedModel,
+        precision: Precision,
+        before: Mapping[str, Any],
+        processes: Processes = ALONE,
     ) -> MemoryPlan:
         """Plans the steps of a run whose model is loaded, and logs the choice where there is one.
 
         A resumed run keeps what it began with, unless the configuration says otherwise: another
-        number of streams per pass would round differently.
+        number of streams per pass would round differently. Several processes plan with the memory
+        of the one that has least; those of one machine share its main memory.
 
         Args:
             config: The run.
             model: Its model.
             precision: Device and types.
             before: meta.json of a resumed run; empty for a new one.
+            processes: Those that train this run.
         """
         size, setting = size_of(model), memory_setting(precision)
         room = MemoryMonitor(precision.device).free_bytes()
+        if precision.device.type == "cpu":
+            room //= processes.local_size
+        room = processes.least(room)
         P = config.parscale.P
         chosen, why = config.training.streams_per_pass, "set in the configuration"
         if chosen is None and before:
             chosen, why = before.get("streams_per_pass", P), "as the run began"
         if chosen is None:
             chosen, why = fitting_streams_per_pass(config, size, setting, room), "chosen by the free memory"
+        chosen = processes.least(min(chosen, P))
         if P > 1:
             needed = step_bytes(config, size, setting, chosen)
             logger.info(
                 "streams per pass: %d of %d, %s; steps take about %s of %s that are free",
-                min(chosen, P),
+                chosen,
                 P,
                 why,
                 format_bytes(round(needed)),
                 format_bytes(room),
             )
-        return cls(min(chosen, P), size, setting, room)
+        return cls(chosen, size, setting, room)
 
     def what_would_fit(self, config: RunConfig) -> str:
         """Returns a sentence on the mildest settings that would fit, where the run did not."""

@@ -2,6 +2,9 @@
 
 Legend: P streams, B batch, T tokens, D hidden, V vocabulary.
 
+With several processes (`processes`) each takes its rows of every global batch; sums of gradients,
+losses and statistics are over all of them, so that all know the same and stop together.
+
 Between log points the host never waits for the device: losses, gradient norms and the first
 non-finite step are tensors of the `Window`, read in one transfer when the window closes.
 """
@@ -30,6 +33,9 @@ from parcontrol.training.optimizer import (
     learning_rate,
     select_trainable,
 )
+from parcontrol.training.processes import ALONE, Processes
+from parcontrol.training.sharding import ShardedModel, clip_gradients, split_by_sharding
+from parcontrol.training.shared_data import SharedStream
 from parcontrol.training.stream_passes import backward_in_passes
 
 Record = dict[str, Any]
@@ -70,8 +76,12 @@ class Callback:
         """Copies of what an interrupted run must get back, by name."""
         return {}
 
+    def run_state(self, state: Mapping[str, Tensor], processes: Processes) -> Mapping[str, Tensor]:
+        """Returns the state of the whole run, out of that of this process; all processes ask at once."""
+        return state
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state`, or of several processes `run_state`, gave."""
 
 
 @dataclass(frozen=True)
@@ -150,30 +160,38 @@ class TrainingLoop:
         self,
         config: RunConfig,
         model: PreTrainedModel,
-        stream: TrainStream,
+        stream: TrainStream | SharedStream,
         precision: Precision,
         callbacks: Sequence[Callback],
         check_interrupt: Callable[[], None] = lambda: None,
         streams_per_pass: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Prepares the model for training.
 
         Args:
             config: The run.
             model: A ParScale model on its device.
-            stream: Blocks of real tokens.
+            stream: Blocks of real tokens: whole global batches.
             precision: Device and types.
             callbacks: Called in this order.
             check_interrupt: Asked where the run can stop; raises `Interrupted`.
             streams_per_pass: Streams whose activations are kept at a time; None takes the
                 configuration's, and all where that leaves it open.
+            processes: Those that train this run.
 
         Raises:
             ValueError: The model's output head is not supported.
         """
         self.config, self.model, self.stream, self.precision = config, model, stream, precision
-        self.head = output_head(model)
+        self.processes = processes
+        output_head(model)
         self.trainable: list[tuple[str, nn.Parameter]] = select_trainable(model, config.training.mode)
+        processes.make_equal(model)
+        self.sharded: ShardedModel | None = None
+        if processes.size > 1 and config.training.mode == "full":
+            self.sharded = ShardedModel(model, processes, precision.device)
+            self.trainable = list(model.named_parameters())
         self.optimizer = build_optimizer(self.trainable, config.training)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -242,7 +260,23 @@ class TrainingLoop:
 
         batch_size = self.config.training.microbatch_size
         with uncompiled(self.config.training):
-            return evaluate(self.model, validation, precision, batch_size=batch_size, on_batch=on_batch)
+            return evaluate(
+                self.model, validation, precision, batch_size=batch_size, on_batch=on_batch, processes=self.processes
+            )
+
+    def gather_model(self, dtype: torch.dtype) -> None:
+        """Makes a model in shards whole again, in every process and in a type: the end of training."""
+        if self.sharded is not None:
+            self.model = self.sharded.gathered(dtype)
+
+    def run_tensors(self) -> dict[str, Tensor]:
+        """The boundary's tensors for the whole run; all processes ask at once."""
+        tensors = dict(self.boundary.tensors)
+        for owner, stateful in self._stateful().items():
+            if isinstance(stateful, Callback):
+                state = stateful.run_state(_with_prefix(tensors, owner), self.processes)
+                tensors |= {f"{owner}.{key}": value for key, value in state.items()}
+        return tensors
 
     def emit(self, kind: str, record: Record) -> None:
         """Hands a record to all callbacks, with the step and tokens that it belongs to."""
@@ -271,37 +305,51 @@ class TrainingLoop:
         started = time.perf_counter()
         training = self.config.training
         blocks = self.stream.next_blocks(training.microbatch_size * training.gradient_accumulation_steps)
-        ids = torch.from_numpy(blocks)
+        ids = torch.from_numpy(self.processes.own_rows(blocks))
         if self.precision.device.type == "cuda":
             ids = ids.pin_memory()  # from pageable memory the copy would wait for the device
         ids_NT = ids.to(self.precision.device, non_blocking=True)
-        # Every predicted token of the step weighs the same, whatever microbatch it is in.
-        predicted = ids_NT[:, 1:].numel()
+        # Every predicted token of the step weighs the same, whatever microbatch and process it is in.
+        predicted = blocks[:, 1:].size
+        self.processes.seed_step(training.seed, self.step)
         loss = torch.zeros((), device=self.precision.device)
-        for ids_BT in ids_NT.split(training.microbatch_size):
+        *others, last = ids_NT.split(training.microbatch_size)
+        for ids_BT in [*others, last]:
             self.check_interrupt()
-            loss += self._backward(ids_BT, predicted)
-        tokens = self.tokens + ids_NT.numel()
+            loss += self._backward(ids_BT, predicted, ids_BT is last)
+        _, whole = split_by_sharding([parameter for _, parameter in self.trainable])
+        loss = self.processes.add_up_gradients(whole, loss)
+        tokens = self.tokens + blocks.size
         grad_norm = self._update(learning_rate(tokens, self.config))
         self.step, self.tokens = self.step + 1, tokens
         self.window.add(self.step, loss, grad_norm)
         self._sources[self.step] = self.stream.provenance()
         self.training_seconds += time.perf_counter() - started
 
-    def _backward(self, ids_BT: Tensor, predicted: int) -> Tensor:
+    def _backward(self, ids_BT: Tensor, predicted: int, ends_step: bool = False) -> Tensor:
         """Adds a microbatch's share of the mean loss's gradient; returns its share of the loss."""
+        head = self.model.get_output_embeddings()  # whose weight, if in shards, is whole after a forward pass
 
         def loss_of(hidden_BtD: Tensor, start: int) -> Tensor:
             targets_Bt = ids_BT[:, start + 1 : start + 1 + hidden_BtD.shape[1]]
             hidden_ND = hidden_BtD[:, : targets_Bt.shape[1]].flatten(0, 1)  # the last token predicts none
-            return chunked_cross_entropy(hidden_ND, self.head, targets_Bt.flatten()) / predicted
+            return chunked_cross_entropy(hidden_ND, head.weight, targets_Bt.flatten()) / predicted
 
+        def before_last_pass() -> None:
+            if self.sharded is not None:
+                self.sharded.reduce_gradients(now=ends_step)
+
+        if self.sharded is not None:
+            self.sharded.reduce_gradients(now=False)
         if self.streams_per_pass < self.config.parscale.P:
-            loss, output = backward_in_passes(self.model, ids_BT, loss_of, self.streams_per_pass, self.precision)
+            loss, output = backward_in_passes(
+                self.model, ids_BT, loss_of, self.streams_per_pass, self.precision, before_last_pass
+            )
         else:
             with self.precision.autocast(), without_packing_check():
                 output = self.model.model(input_ids=ids_BT, use_cache=False)
                 loss = loss_of(output.last_hidden_state, 0)
+            before_last_pass()
             loss.backward()
         self._call("on_microbatch", self, output)
         return loss.detach()
@@ -309,7 +357,7 @@ class TrainingLoop:
     def _update(self, lr: float) -> Tensor:
         """Clips by global norm and updates; returns the norm before clipping."""
         parameters = [parameter for _, parameter in self.trainable]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm)
+        norm = clip_gradients(parameters, self.config.training.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

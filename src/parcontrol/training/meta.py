@@ -66,7 +66,7 @@ def write_meta(
         "tokenizer_sha256": tokenizer_sha256(start.tokenizer),
         "validation_sha256": validation.sha256,
     }
-    process = _process(loop.precision) | {"from_step": loop.step}
+    process = _process(loop.precision) | {"world_size": loop.processes.size, "from_step": loop.step}
     if before:
         for key in _FIXED:
             if before[key] != fixed[key]:

@@ -23,6 +23,7 @@ from parcontrol.training.device import Precision
 from parcontrol.training.documents import read_backbone, write_documents
 from parcontrol.training.evaluate import Validation, evaluate
 from parcontrol.training.loss import output_head
+from parcontrol.training.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,15 @@ def measure_backbone(
     validation: ValidationSet,
     precision: Precision,
     resuming: bool,
-) -> Validation:
-    """Returns the plain backbone's own validation, measured once in the life of a run.
+    processes: Processes,
+) -> Validation | None:
+    """Returns the plain backbone's own validation, measured once in the life of a run; in rank 0 alone.
 
     Raises:
         ValueError: The loss cannot be computed from the output head of this model.
     """
     if resuming:
-        return read_backbone(run)
+        return read_backbone(run) if processes.main else None
     output_head(start.backbone)
     logger.info("measuring the backbone alone on %d validation tokens", validation.blocks.size)
     result = evaluate(
@@ -106,7 +108,10 @@ def measure_backbone(
         validation,
         precision,
         batch_size=config.training.microbatch_size,
+        processes=processes,
     )
+    if not processes.main:
+        return None
     write_documents(run, result, None)
     record = {"backbone_validation_loss": result.loss, "backbone_validation_perplexity": result.perplexity}
     run.append_metrics({"step": 0, "tokens": 0, **record})
@@ -114,17 +119,18 @@ def measure_backbone(
     return result
 
 
-def build_model(config: RunConfig, start: Start, corpus: Corpus) -> PreTrainedModel:
+def build_model(config: RunConfig, start: Start, corpus: Corpus | None) -> PreTrainedModel:
     """Returns the ParScale model at the start of the run, sharing the backbone's parameters.
 
     `training.seed` decides all of its randomness: the texts that prefixes start from, or their
-    noise, and the aggregator.
+    noise, and the aggregator. Without a corpus prefixes are noise: a process other than rank 0 gets
+    its parameters from there.
     """
     if start.parscale is not None:
         return start.parscale
     parscale = config.parscale
     context = None
-    if parscale.prefix_init == "context" and parscale.prefix_length > 0:
+    if corpus is not None and parscale.prefix_init == "context" and parscale.prefix_length > 0:
         context = context_ids(
             corpus,
             start.tokenizer,

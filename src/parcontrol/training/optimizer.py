@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from parcontrol.config import RunConfig, TrainingConfig
 from parcontrol.parscale.convert import parscale_parameters
+from parcontrol.training.sharding import split_by_sharding
 
 Named = tuple[str, nn.Parameter]
 
@@ -48,12 +49,15 @@ def build_optimizer(named: Iterable[Named], config: TrainingConfig) -> torch.opt
     kept: list[nn.Parameter] = []
     for name, parameter in named:
         (decayed if _decays(name, parameter) else kept).append(parameter)
+    # What is in shards and what is not cannot share a kernel.
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {"params": part, "weight_decay": weight_decay}
+        for parameters, weight_decay in ((decayed, config.weight_decay), (kept, 0.0))
+        for part in split_by_sharding(parameters)
+        if part
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,

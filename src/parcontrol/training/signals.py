@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from parcontrol.training.errors import Interrupted
+from parcontrol.training.processes import several_processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,7 +22,9 @@ def deferred_signals() -> Iterator[Callable[[], None]]:
     In between, a signal is only noted, so that no update is torn. A second one ends the process
     at once: that is safe as well, for a checkpoint is whole or not there.
 
-    Handlers belong to the main thread; in another one nothing is deferred.
+    Handlers belong to the main thread; in another one nothing is deferred. After an error in one of
+    several processes signals stay deferred: torchrun ends all as soon as one has left, and this one
+    has yet to say why it ends.
     """
     received: list[int] = []
 
@@ -39,8 +42,13 @@ def deferred_signals() -> Iterator[Callable[[], None]]:
         yield check
         return
     before = {signum: signal.signal(signum, note) for signum in _SIGNALS}
+    stays_deferred = False
     try:
         yield check
+    except Exception:
+        stays_deferred = several_processes()
+        raise
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            if not stays_deferred:
+                signal.signal(signum, handler)

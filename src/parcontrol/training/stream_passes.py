@@ -45,6 +45,7 @@ def backward_in_passes(
     loss_of: Callable[[Tensor, int], Tensor],
     streams_per_pass: int,
     precision: Precision,
+    before_last_pass: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, ParScaleModelOutput]:
     """Adds a microbatch's gradient to what trains, `streams_per_pass` streams at a time.
 
@@ -59,6 +60,7 @@ def backward_in_passes(
             neighbouring stretches add up to that of the whole.
         streams_per_pass: The most streams whose activations are kept at a time.
         precision: Device and autocast.
+        before_last_pass: Called before the backward pass that completes the gradient.
 
     Returns:
         The loss, and of the inner model's output what the ordinary step gives beside
@@ -89,6 +91,8 @@ def backward_in_passes(
     with _rng_kept(precision.device):
         for group, state in zip(groups, states, strict=True):
             restore_rng(state, precision.device)
+            if group is groups[-1]:
+                before_last_pass()
             torch.autograd.backward(run(group), grad_PBTD[group.start : group.stop])
     return loss, ParScaleModelOutput(stream_weights=weights, stream_hidden_states=h_PBTD)
 
