@@ -18,8 +18,6 @@ from tests.training.test_stream_passes import assert_equal_gradients, loop_for, 
 
 MakeConfig = Callable[..., RunConfig]
 needs_compiler = pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
-# torch asks tensors for what they may not have, and keeps the warning from being shown: too late where it is an error.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from parcontrol.config import RunConfig
 from parcontrol.data import verify_run
+from parcontrol.parscale.modeling_parscale import has_cpp_compiler
 from parcontrol.runs import RunDirectory
 from parcontrol.training.device import choose_precision
 from parcontrol.training.loop import TrainingLoop
@@ -133,6 +134,12 @@ def test_two_processes_train_as_one_and_refuse_what_they_cannot_share(make_confi
     assert output.count("error: 2 processes cannot share a global batch of 3 sequences") == 1
     assert "the number of processes must be one of 1, 3" in output
     assert not uneven.run_directory.exists()
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_compiled_layers_serve_several_processes_too(make_config: MakeConfig) -> None:
+    compare(make_config, 2, PEFT | {"training__compile": True}, FULL | {"training__compile": True})
 
 
 @pytest.mark.parametrize("size", [4, 5, 7, 8])
