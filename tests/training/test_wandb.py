@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ def read_wandb_file(path: Path) -> Iterator[Any]:
             parts = b""
 
 
+def whole_wandb_file(path: Path) -> list[Any]:
+    """The records of a file, once W&B's own process has written the last: it may do so after `finish` returns."""
+    for _ in range(600):
+        records = list(read_wandb_file(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
 def history(records: list[Any]) -> list[dict[str, Any]]:
     rows = []
     for record in records:
@@ -67,7 +78,7 @@ def test_offline_run_reads_back_what_the_run_recorded(make_config: MakeConfig) -
     result = run(config)
     directory = RunDirectory(config.run_directory)
     (path,) = directory.path.glob("wandb/offline-run-*/*.wandb")
-    records = list(read_wandb_file(path))
+    records = whole_wandb_file(path)
     by_step: dict[int, dict[str, Any]] = {}
     for row in history(records):
         by_step.setdefault(row["_step"], {}).update(row)
