@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +27,9 @@ from parcontrol.runs import RunDirectory
 from parcontrol.training.callbacks import PeriodicValidation
 from parcontrol.training.checkpoint import Checkpoint
 from parcontrol.training.device import choose_device, choose_precision, has_native_bf16
-from parcontrol.training.errors import NonFiniteError, OutOfMemoryError
+from parcontrol.training.errors import NonFiniteError, OutOfMemoryError, TooManyFilesError
 from parcontrol.training.evaluate import evaluate
+from parcontrol.training.failures import explained
 from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.run import run
 from tests.training.same_run import assert_same_run
@@ -312,6 +314,20 @@ def test_checkpoints_hold_only_what_trains_and_no_pickle(make_config: MakeConfig
     assert all("prefix_" in name or "aggregate_layer" in name for name in parameters)
     size = sum(path.stat().st_size for path in newest.iterdir())
     assert size < 3 * 4 * result["parameters_trained"] + 20_000
+
+
+def test_a_checkpoint_that_no_descriptor_is_left_for_is_not_called_damaged(make_config: MakeConfig) -> None:
+    config = make_config(training__tokens_per_run=5 * 128)
+    run(config)
+    directory = RunDirectory(config.run_directory)
+    newest = directory.checkpoints()[-1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(TooManyFilesError, match="Raise the limit and repeat"), explained(config, directory):
+            Checkpoint.read(newest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:

@@ -74,16 +74,20 @@ def steps_explained(config: RunConfig, plan: MemoryPlan) -> Iterator[None]:
 
 
 def _error_number(error: BaseException) -> int:
-    """The operating system's number of an error, 0 where it is none of its."""
+    """The operating system's number of an error, or of what it came from; 0 where it is none of its."""
     if isinstance(error, OSError):
         return error.errno or 0
     text = str(error)
     numbers = (int(found[1]) for found in _NUMBER_IN_TEXT.finditer(text))
-    return next((number for number in numbers if f"{os.strerror(number)} (" in text), 0)
+    number = next((number for number in numbers if f"{os.strerror(number)} (" in text), 0)
+    return number or (_error_number(error.__cause__) if error.__cause__ else 0)
 
 
 def _resume_note(run: RunDirectory, remedy: str) -> str:
-    checkpoints = run.checkpoints()
+    try:
+        checkpoints = run.checkpoints()
+    except OSError:  # what is to be explained may keep a directory from being listed, too
+        return f"{remedy.capitalize()} and repeat the same command."
     if not checkpoints:
         return f"There is no checkpoint yet: {remedy} and start again."
     return (
