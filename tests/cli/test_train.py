@@ -36,6 +36,7 @@ OTHER: dict[str, str] = {
     "training.adam_eps": "1e-6",
     "training.max_grad_norm": "2",
     "training.gradient_checkpointing": "true",
+    "training.compile": "true",
     "training.streams_per_pass": "1",
     "training.seed": "7",
     "training.device": "cpu",
