@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from decoding import SHAPES
 from harness import parser, ratio, report, side_by_side
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from parcontrol.config import RunConfig, load_config
 from parcontrol.diagnostics.footprint import peak_bytes, size_of
@@ -58,12 +59,13 @@ class RandomBlocks:
         return {}
 
 
-def make_config(P: int, B: int, T: int, streams_per_pass: int) -> RunConfig:
+def make_config(P: int, B: int, T: int, streams_per_pass: int, compiled: bool = False) -> RunConfig:
     return load_config(
         None,
         {
             "parscale.P": P,
             "training.streams_per_pass": streams_per_pass,
+            "training.compile": compiled,
             "training.microbatch_size": B,
             "training.gradient_accumulation_steps": 1,
             "training.tokens_per_run": 1000 * B * T,
@@ -75,17 +77,8 @@ def make_config(P: int, B: int, T: int, streams_per_pass: int) -> RunConfig:
 def make_model(config: RunConfig, device: str | torch.device) -> PreTrainedModel:
     """A model with random weights of the shapes of SmolLM2-135M."""
     precision = choose_precision(config.training)
-    backbone = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
     with torch.device(device):
-        plain = LlamaForCausalLM._from_config(backbone, dtype=precision.backbone)
+        plain = LlamaForCausalLM._from_config(SHAPES["SmolLM2-135M"], dtype=precision.backbone)
         return convert_to_parscale_model(plain, create_parscale_config(config.parscale.P))
 
 
@@ -95,9 +88,9 @@ def make_loop(config: RunConfig) -> TrainingLoop:
     return TrainingLoop(config, model, RandomBlocks(config.data.sequence_length), precision, [])
 
 
-def measure_here(P: int, B: int, T: int, streams_per_pass: int) -> dict[str, float]:
+def measure_here(P: int, B: int, T: int, streams_per_pass: int, compiled: bool) -> dict[str, float]:
     """Predicted and measured peak of this process, in bytes."""
-    config = make_config(P, B, T, streams_per_pass)
+    config = make_config(P, B, T, streams_per_pass, compiled)
     precision = choose_precision(config.training)
     size = size_of(make_model(config, "meta"))
     libraries = psutil.Process().memory_info().rss
@@ -109,15 +102,15 @@ def measure_here(P: int, B: int, T: int, streams_per_pass: int) -> dict[str, flo
     return {"predicted": predicted, "measured": monitor.device_peak_bytes or monitor.peak_bytes, "libraries": libraries}
 
 
-def measure(*shape: int) -> dict[str, float]:
+def measure(*shape: int, compiled: bool) -> dict[str, float]:
     """As above, of a new process."""
-    command = [sys.executable, __file__, "--child", *map(str, shape)]
+    command = [sys.executable, __file__, "--child", *map(str, shape), *(["--compile"] if compiled else [])]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def memory_row(shape: tuple[int, int, int, int], baseline: float | None) -> dict[str, Any]:
-    peak = measure(*shape)
+def memory_row(shape: tuple[int, int, int, int], baseline: float | None, compiled: bool) -> dict[str, Any]:
+    peak = measure(*shape, compiled=compiled)
     row = dict(zip(("P", "B", "T", "streams_per_pass"), shape, strict=True))
     row["megabytes"] = {name: round(value / 1e6) for name, value in peak.items()}
     row["prediction_error"] = round(peak["predicted"] / peak["measured"] - 1, 3)
@@ -142,17 +135,18 @@ def main() -> None:
     arguments.add_argument("--P", type=int, nargs="*", default=[8, 16], help="for the memory (default %(default)s)")
     arguments.add_argument("--time-P", type=int, nargs="*", default=[8, 16], help="for the time (default %(default)s)")
     arguments.add_argument("--no-grid", action="store_true", help="leave out the grid of (c)")
+    arguments.add_argument("--compile", action="store_true", help="memory with training.compile")
     arguments.add_argument("--child", type=int, nargs=4, help="P B T streams_per_pass: only measure this process")
     args = arguments.parse_args()
     if args.child:
-        print(json.dumps(measure_here(*args.child)))
+        print(json.dumps(measure_here(*args.child, args.compile)))
         return
     rows = []
     if args.P:
-        rows.append(memory_row((1, args.B, args.T, 1), None))
+        rows.append(memory_row((1, args.B, args.T, 1), None, args.compile))
         baseline = rows[0]["megabytes"]["measured"] * 1e6
-        rows += [memory_row((P, args.B, args.T, 1), baseline) for P in args.P]
-    rows += [] if args.no_grid else [memory_row(shape, None) for shape in GRID]
+        rows += [memory_row((P, args.B, args.T, 1), baseline, args.compile) for P in args.P]
+    rows += [] if args.no_grid else [memory_row(shape, None, args.compile) for shape in GRID]
     rows += [time_row(P, args.B, args.T, args.rounds) for P in args.time_P]
     report(rows, args.json)
 

@@ -71,6 +71,13 @@ def test_a_peft_step_by_hand() -> None:
     assert peak_bytes(tiny(), SIZE, GPU_SETTING, 10**9) == model_bytes(tiny(), SIZE, GPU_SETTING) + step
 
 
+def test_compiled_layers_keep_inputs_of_norms_and_both_factors_of_the_activation() -> None:
+    layer = 2 * (2 * 8 + 4 * 8 + 2 * 16) + 2 * 2 * 4  # two norms, attention, MLP; half of 2 K rows more
+    assert activation_bytes(tiny(training__compile=True), SIZE, GPU_SETTING) == 3 * ROWS * (3 * layer + 80)
+    full = tiny(training__mode="full", training__compile=True)
+    assert activation_bytes(full, SIZE, GPU_SETTING) == activation_bytes(tiny(training__mode="full"), SIZE, GPU_SETTING)
+
+
 def test_heads_that_share_keys_where_attention_takes_no_mask() -> None:
     shared = dataclasses.replace(GPU_SETTING, shared_heads_from=10)
     saved = activation_bytes(tiny(), SIZE, GPU_SETTING) - activation_bytes(tiny(), SIZE, shared)
