@@ -106,6 +106,14 @@ def test_without_resume_a_new_run_starts(tmp_path: Path) -> None:
             assert not run.finished
 
 
+@pytest.mark.parametrize("name", ["file/run", "file/below/run", "n" * 300])
+def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"cannot be written \(.+\): choose another output_dir"):
+        RunDirectory.open_for_training(config_for(tmp_path / name))
+    assert names_in(tmp_path) == {"file"}
+
+
 def test_a_directory_with_other_files_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds no run but other files \(notes.txt\)"):

@@ -48,6 +48,9 @@ MAY_DIFFER = ("output_dir", "logging.", "training.device", "training.streams_per
 
 Record = dict[str, Any]
 
+# What makes a path no place for a run, whatever the state of the machine.
+_NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+
 # A forked child shares the parent's lock, which would then outlive a killed parent as long as one
 # of its data workers does. So every child lets go of it at once.
 _locked: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
@@ -77,18 +80,20 @@ class RunDirectory:
 
         Raises:
             ValueError: Another process trains there, the directory holds a run of another
-                configuration or something else, or it holds a run and `resume` is false.
+                configuration or something else, it holds a run and `resume` is false, or it
+                cannot be made or written.
         """
         run = cls(config.run_directory)
-        if run.path.exists() and not run.path.is_dir():
-            raise ValueError(f"{run.path} is no directory: choose another output_dir")
-        foreign = run._foreign_entries()
-        if foreign:
-            raise ValueError(
-                f"{run.path} holds no run but other files ({', '.join(foreign[:3])}): choose another output_dir"
-            )
-        run.path.mkdir(parents=True, exist_ok=True)
-        run._lock()
+        with _writable(run.path):
+            if run.path.exists() and not run.path.is_dir():
+                raise ValueError(f"{run.path} is no directory: choose another output_dir")
+            foreign = run._foreign_entries()
+            if foreign:
+                raise ValueError(
+                    f"{run.path} holds no run but other files ({', '.join(foreign[:3])}): choose another output_dir"
+                )
+            run.path.mkdir(parents=True, exist_ok=True)
+            run._lock()
         try:
             run._check_or_write_config(config, resume)
             run._remove_partial_files()
@@ -309,6 +314,17 @@ class RunDirectory:
         for directory in (self.path, self.checkpoints_dir):
             for leftover in directory.glob(f".*{_PARTIAL}*"):
                 _remove(leftover)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Raises ValueError where a path itself cannot be had; what the machine runs out of passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another output_dir") from error
 
 
 @contextmanager

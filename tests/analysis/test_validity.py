@@ -72,6 +72,12 @@ FAULTS = {
         "against 2.12.0 in P2_seed2",
     ),
     "another machine": ({"process": {"device": "cuda:0"}}, "equal_machine", "cuda:0 (planted)"),
+    "another number of processes": ({"process": {"world_size": 4}}, "equal_machine", ", 4 processes in P2_seed2"),
+    "steps in passes": (
+        {"meta": {"streams_per_pass": 1}},
+        "ordinary_steps",
+        "1 of 2 streams per pass in P2_seed2: slower steps",
+    ),
     "a collapsed stream": (
         {"weights": [0.949, 0.051]},
         "not_collapsed",

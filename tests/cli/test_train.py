@@ -132,6 +132,21 @@ def test_one_of_several_processes_prints_the_plan(
     assert not run.calls
 
 
+def test_the_first_of_several_processes_complains_of_a_flag(
+    run: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its rank: torchrun ends the others, rank 0 among them, as soon as one has left."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "here", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("parcontrol.training.processes.first_to_tell", lambda is_consequence: True)
+    assert "'--parscale.Q'" in refused(["--parscale.Q", "4"], capsys)
+    monkeypatch.setattr("parcontrol.training.processes.first_to_tell", lambda is_consequence: False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--parscale.Q", "4"])
+    assert capsys.readouterr() == ("", "")
+    assert not run.calls
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "half"])
 def test_streams_per_pass_that_are_none_are_refused(
     run: Recorded, capsys: pytest.CaptureFixture[str], value: str

@@ -149,6 +149,21 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_several_processes_are_refused(
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: list[str]
+) -> None:
+    """Under torchrun each would start the same runs."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "here", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("parcontrol.training.processes.first_to_tell", lambda is_consequence: True)
+    assert "torchrun has started 2" in refused(["--P-values", "1", *dry], capsys)
+    assert not sweeps.plans
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    main(["--P-values", "1"])
+    assert len(sweeps.plans) == 1
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_a_file_for_a_folder_is_refused(
     sweeps: Sweeps, capsys: pytest.CaptureFixture[str], folder: str, dry: list[str]

@@ -115,7 +115,7 @@ class GitState(_Contract):
 
 
 class Process(_Contract):
-    """One process of a run: the first, or one that resumed it."""
+    """One start of a run, the first or one that resumed it; of several processes, what the first one wrote."""
 
     started: str
     from_step: int
@@ -128,6 +128,7 @@ class Process(_Contract):
     threads: int
     backbone_dtype: str
     compute_dtype: str
+    world_size: Count = 1
 
 
 class RunMeta(_Contract):
@@ -142,6 +143,7 @@ class RunMeta(_Contract):
     validation_sha256: str
     validation_tokens: Count
     validation_documents: Count
+    streams_per_pass: Count | None = None
     processes: list[Process] = Field(min_length=1)
 
 

@@ -64,6 +64,7 @@ def check_sweep(sweep: Sweep) -> list[Check]:
         _equal_backbone,
         _equal_code,
         _equal_machine,
+        _ordinary_steps,
         _steady_speed,
         _sums_agree,
         _enough_documents,
@@ -272,11 +273,25 @@ def _equal_machine(sweep: Sweep) -> Check:
     def machine(run: Run) -> str:
         named = (
             f"{p.device} ({p.device_name}), {p.threads} thread{'s' if p.threads > 1 else ''}, {p.platform}"
+            + (f", {p.world_size} processes" if p.world_size > 1 else "")
             for p in _processes(run)
         )
         return " then ".join(dict.fromkeys(named))
 
     return _equal(sweep, "equal_machine", "Equal machine, for speed and memory", machine)
+
+
+def _ordinary_steps(sweep: Sweep) -> Check:
+    """For speed and memory; the gradients are the same."""
+    key, title = "ordinary_steps", "All streams at a time, for speed and memory"
+    if not sweep.finished:
+        return Check(key, title, "not applicable", "no finished run")
+    per_pass = {run: run.meta.streams_per_pass for run in sweep.finished if run.meta is not None}
+    in_passes = [run for run, streams in per_pass.items() if streams is not None and streams < run.P]
+    if in_passes:
+        listed = grouped(in_passes, lambda run: f"{per_pass[run]} of {run.P} streams per pass", "; ")
+        return Check(key, title, "failed", f"{listed}: slower steps in less memory than ordinary ones")
+    return Check(key, title, "passed", "no run took its steps in passes")
 
 
 def _steady_speed(sweep: Sweep) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 from parcontrol.cli.plan import print_plan
 from parcontrol.cli.run_flags import BASE_CONFIG, add_run_flags, base_config
+from parcontrol.cli.train import tell
 from parcontrol.config import iter_fields
 from parcontrol.experiment.comparison import NotComparableError, check_plan
 from parcontrol.experiment.launch import Launcher
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = {key: value for key, value in vars(args).items() if key in keys}
     debug = overrides.get("logging.level") == "DEBUG"
     try:
+        _check_alone()
         runs = make_plan(base_config(args.base_config), overrides, args.P_values, args.seeds, args.sweep_dir)
         debug = runs[0].config.logging.level == "DEBUG"
         if any(run.state != "finished" for run in runs):
@@ -50,8 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error, debug)
         return NOT_COMPARABLE
     except ValueError as error:
-        print_error(error, debug)
+        tell(error, debug)
         return USAGE_ERROR
+
+
+def _check_alone() -> None:
+    """Raises ValueError under torchrun: each of its processes would start the same runs in the same directories."""
+    processes = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if processes > 1:
+        raise ValueError(
+            f"a sweep is one process that starts its runs, and torchrun has started {processes}: start it without "
+            "torchrun, which is for train_parscale.py"
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -35,16 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print_plan(config)
         return _train(config, args.resume, debug)
     except ValueError as error:
-        _tell(error, debug)
+        tell(error, debug)
         return USAGE_ERROR
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line, which is the same in all processes that torchrun starts: one of them complains."""
-    if _is_main():
+    if not _under_torchrun():
         return command_parser().parse_all(argv)
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        return command_parser().parse_all(argv)
+    complaint, answer = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(answer):
+            return command_parser().parse_all(argv)
+    except SystemExit as exit_:
+        if exit_.code and _first_to_tell():
+            sys.stderr.write(complaint.getvalue())
+        elif not exit_.code and _is_main():  # --help
+            sys.stdout.write(answer.getvalue())
+        raise
 
 
 def _is_main() -> bool:
@@ -56,16 +64,20 @@ def _under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def _tell(error: Exception, debug: bool) -> None:
+def tell(error: Exception, debug: bool) -> None:
     """Prints an error, of several processes in one: in rank 0 if that meets it."""
-    if not _under_torchrun():
+    if _first_to_tell(error):
         print_error(error, debug)
-        return
+
+
+def _first_to_tell(error: Exception | None = None) -> bool:
+    """Whether this process is the one to complain: torchrun ends all others as soon as one has left."""
+    if not _under_torchrun():
+        return True
     from parcontrol.training.errors import LostProcessError
     from parcontrol.training.processes import first_to_tell
 
-    if first_to_tell(is_consequence=isinstance(error, LostProcessError)):
-        print_error(error, debug)
+    return first_to_tell(is_consequence=isinstance(error, LostProcessError))
 
 
 def _print_plan(config: RunConfig) -> int:
@@ -91,7 +103,7 @@ def _train(config: RunConfig, resume: bool, debug: bool) -> int:
 
         run(config, resume=resume)
     except RunStoppedError as error:
-        _tell(error, debug)
+        tell(error, debug)
         return STOPPED
     if already_finished and _is_main():
         print(f"{config.run_directory} is already finished; its result is in result.json")
