@@ -19,12 +19,9 @@ On a GPU `model_flop_utilisation` is the rate of the compiled step over the one 
 import statistics
 
 import torch
-from harness import parser, ratio, report, side_by_side
-from training_step import peft_step
+from harness import ratio, report, side_by_side
+from training_step import peft_models, peft_step, step_parser
 
-from parcontrol.demo.model import get_model
-from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config, parscale_parameters
-from parcontrol.parscale.loading import load_backbone
 from parcontrol.training.compiling import compile_layers
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU, output_head
 
@@ -93,46 +90,31 @@ def as_they_are(step):
 
 
 def main():
-    arguments = parser(__doc__)
-    arguments.add_argument("--P", type=int, nargs="+", default=[1, 2, 4])
-    arguments.add_argument("--T", type=int, nargs="+", default=[256, 1024])
-    arguments.add_argument("--tokens", type=int, default=1024, help="tokens B·T of a step")
-    arguments.add_argument("--model", default=None, help="a model directory (default: the demo's SmolLM2-135M)")
+    arguments = step_parser(__doc__)
     arguments.add_argument("--peak-tflops", type=float, help="of the GPU's data sheet, for bfloat16 without sparsity")
     args = arguments.parse_args()
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone, _ = load_backbone(str(args.model or get_model()), dtype=torch.bfloat16, device=device)
-    backbone.requires_grad_(False)
-
     rows = []
-    for T in args.T:
-        B = max(args.tokens // T, 1)
-        ids_BT = torch.randint(backbone.config.vocab_size, (B, T), device=device)
-        for P in args.P:
-            context = torch.randint(backbone.config.vocab_size, (P, 48))
-            model = convert_to_parscale_model(backbone, create_parscale_config(P), context_ids=context).train()
-            for _, parameter in parscale_parameters(model):
-                parameter.data = parameter.data.float()
-            pairs = products(model, B, T)
-            step = peft_step(model, output_head(model), ids_BT)
-            compile_layers(model)
-            candidates = {
-                "step": as_they_are(step),
-                "compiled": step,
-                "products": lambda pairs=pairs: multiply(pairs),
-            }
-            seconds = side_by_side(candidates, args.rounds)
-            found = {"P": P, "T": T, "claim": CLAIM}
-            for name in ("step", "compiled"):
-                found[f"{name}_over_products"] = ratio(seconds[name], seconds["products"])
-            work = operations(pairs)
-            for name, times in seconds.items():
-                found[f"{name}_s"] = statistics.median(times)
-                found[f"{name}_TFLOPs"] = work / statistics.median(times) / 1e12
-            if args.peak_tflops:
-                found["model_flop_utilisation"] = found["compiled_TFLOPs"] / args.peak_tflops
-            rows.append(found)
+    for _, model, ids_BT in peft_models(args):
+        B, T = ids_BT.shape
+        pairs = products(model, B, T)
+        step = peft_step(model, output_head(model), ids_BT)
+        compile_layers(model)
+        candidates = {
+            "step": as_they_are(step),
+            "compiled": step,
+            "products": lambda pairs=pairs: multiply(pairs),
+        }
+        seconds = side_by_side(candidates, args.rounds)
+        found = {"P": model.config.parscale_n, "T": T, "claim": CLAIM}
+        for name in ("step", "compiled"):
+            found[f"{name}_over_products"] = ratio(seconds[name], seconds["products"])
+        work = operations(pairs)
+        for name, times in seconds.items():
+            found[f"{name}_s"] = statistics.median(times)
+            found[f"{name}_TFLOPs"] = work / statistics.median(times) / 1e12
+        if args.peak_tflops:
+            found["model_flop_utilisation"] = found["compiled_TFLOPs"] / args.peak_tflops
+        rows.append(found)
     report(rows, args.json)
 
 

@@ -51,38 +51,49 @@ def plain_head(backbone, ids_BT):
     return run
 
 
-def main():
-    arguments = parser(__doc__)
+def step_parser(description):
+    """Arguments of the benchmarks of a step."""
+    arguments = parser(description)
     arguments.add_argument("--P", type=int, nargs="+", default=[1, 2, 4])
     arguments.add_argument("--T", type=int, nargs="+", default=[256, 1024])
     arguments.add_argument("--tokens", type=int, default=1024, help="tokens B·T of a step")
     arguments.add_argument("--model", default=None, help="a model directory (default: the demo's SmolLM2-135M)")
-    args = arguments.parse_args()
+    return arguments
+
+
+def peft_models(args):
+    """For each T and P: the frozen backbone, a model that trains over it, and random blocks of tokens [B, T]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone, _ = load_backbone(str(args.model or get_model()), dtype=torch.bfloat16, device=device)
     backbone.requires_grad_(False).train()
-
-    rows = []
     for T in args.T:
-        ids = torch.randint(backbone.config.vocab_size, (max(args.tokens // T, 1), T), device=device)
+        ids_BT = torch.randint(backbone.config.vocab_size, (max(args.tokens // T, 1), T), device=device)
         for P in args.P:
             context = torch.randint(backbone.config.vocab_size, (P, 48))
             model = convert_to_parscale_model(backbone, create_parscale_config(P), context_ids=context).train()
             for _, parameter in parscale_parameters(model):
                 parameter.data = parameter.data.float()
-            seconds = side_by_side(
-                {
-                    "step": peft_step(model, output_head(model), ids),
-                    "inner": inner_model(backbone, ids, P),
-                    "head": plain_head(backbone, ids),
-                },
-                args.rounds,
-            )
-            plain = [a + b for a, b in zip(seconds["inner"], seconds["head"], strict=True)]
-            medians = {name: statistics.median(times) for name, times in seconds.items()}
-            shape = {"P": P, "B": len(ids), "T": T}
-            step_over_plain = ratio(seconds["step"], plain)
-            rows.append({**shape, "step_over_plain": step_over_plain, "claim": CLAIMS.get(T), "seconds": medians})
+            yield backbone, model, ids_BT
+
+
+def main():
+    args = step_parser(__doc__).parse_args()
+    rows = []
+    for backbone, model, ids_BT in peft_models(args):
+        P, (B, T) = model.config.parscale_n, ids_BT.shape
+        seconds = side_by_side(
+            {
+                "step": peft_step(model, output_head(model), ids_BT),
+                "inner": inner_model(backbone, ids_BT, P),
+                "head": plain_head(backbone, ids_BT),
+            },
+            args.rounds,
+        )
+        plain = [a + b for a, b in zip(seconds["inner"], seconds["head"], strict=True)]
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        step_over_plain = ratio(seconds["step"], plain)
+        shape = {"P": P, "B": B, "T": T}
+        rows.append({**shape, "step_over_plain": step_over_plain, "claim": CLAIMS.get(T), "seconds": medians})
     report(rows, args.json)
 
 

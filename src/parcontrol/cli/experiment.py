@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from parcontrol.experiment.launch import Launcher
 from parcontrol.experiment.local import LocalLauncher
 from parcontrol.experiment.plan import OUTPUT_DIR, make_plan
 from parcontrol.experiment.run import run_sweep
+from parcontrol.torchrun import number_of_processes
 
 NOT_COMPARABLE = 1
 # What the sweep itself decides for each run; --output-dir means the folder of all of them here.
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_alone() -> None:
     """Raises ValueError under torchrun: each of its processes would start the same runs in the same directories."""
-    processes = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    processes = number_of_processes()
     if processes > 1:
         raise ValueError(
             f"a sweep is one process that starts its runs, and torchrun has started {processes}: start it without "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from parcontrol.cli.parser import USAGE_ERROR, OneLineParser, print_error
 from parcontrol.cli.run_flags import BASE_CONFIG, add_run_flags, base_config
 from parcontrol.config import RunConfig, load_config
 from parcontrol.runs import RunDirectory
+from parcontrol.torchrun import is_rank_0, number_of_processes, under_torchrun
 
 STOPPED = 1
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line, which is the same in all processes that torchrun starts: one of them complains."""
-    if not _under_torchrun():
+    if not under_torchrun():
         return command_parser().parse_all(argv)
     complaint, answer = io.StringIO(), io.StringIO()
     try:
@@ -50,18 +50,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     except SystemExit as exit_:
         if exit_.code and _first_to_tell():
             sys.stderr.write(complaint.getvalue())
-        elif not exit_.code and _is_main():  # --help
+        elif not exit_.code and is_rank_0():  # --help
             sys.stdout.write(answer.getvalue())
         raise
-
-
-def _is_main() -> bool:
-    """Whether this is the only process, or rank 0 of those that torchrun has started."""
-    return not _under_torchrun() or os.environ["RANK"] == "0"
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def tell(error: Exception, debug: bool) -> None:
@@ -72,7 +63,7 @@ def tell(error: Exception, debug: bool) -> None:
 
 def _first_to_tell(error: Exception | None = None) -> bool:
     """Whether this process is the one to complain: torchrun ends all others as soon as one has left."""
-    if not _under_torchrun():
+    if not under_torchrun():
         return True
     from parcontrol.training.errors import LostProcessError
     from parcontrol.training.processes import first_to_tell
@@ -83,11 +74,11 @@ def _first_to_tell(error: Exception | None = None) -> bool:
 def _print_plan(config: RunConfig) -> int:
     from parcontrol.cli.plan import print_plan
     from parcontrol.experiment.plan import PlannedRun
-    from parcontrol.training.processes import Processes, number_of_processes
+    from parcontrol.training.processes import Processes
 
     processes = number_of_processes()
     Processes(size=processes).check_splits(config)
-    if _is_main():
+    if is_rank_0():
         print_plan([PlannedRun(config)])
         if processes > 1:
             print(f"{processes} processes would share this run: time and memory are those of one alone.")
@@ -105,7 +96,7 @@ def _train(config: RunConfig, resume: bool, debug: bool) -> int:
     except RunStoppedError as error:
         tell(error, debug)
         return STOPPED
-    if already_finished and _is_main():
+    if already_finished and is_rank_0():
         print(f"{config.run_directory} is already finished; its result is in result.json")
     return 0
 

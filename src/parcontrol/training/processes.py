@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from parcontrol.config import RunConfig, config_differences
 from parcontrol.data.seeding import seeded_int
 from parcontrol.runs import MAY_DIFFER
+from parcontrol.torchrun import number_of_processes
 from parcontrol.training.device import choose_device
 from parcontrol.training.errors import Interrupted
 
@@ -262,11 +263,6 @@ def joined_processes() -> Iterator[Processes]:
         raise
     processes.wait_for_all()
     dist.destroy_process_group()
-
-
-def number_of_processes() -> int:
-    """How many processes torchrun started with this one; 1 where it did not start it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def several_processes() -> bool:
