@@ -18,6 +18,7 @@ from parcontrol.config import nearest_key
 
 Group = Literal["Factuality", "Faithfulness", "Other"]
 Kind = Literal["generate", "choice", "rolling"]
+Unit = Literal["%", "ρ", ""]
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
@@ -92,6 +93,10 @@ class TaskSpec:
     def datasets(self) -> tuple[str, ...]:
         """Names of the repository in a mirror, `dataset` first."""
         return (self.dataset, *self.other_names)
+
+    def unit(self, column: Column) -> Unit:
+        """Unit of one of its columns: percent, a rank correlation, or none (a perplexity)."""
+        return "" if self.kind == "rolling" else "ρ" if column.metric == "spearman" else "%"
 
 
 @cache

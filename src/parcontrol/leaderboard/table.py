@@ -97,7 +97,7 @@ def table_json(table: pd.DataFrame, results: Results, broken_requests: Sequence[
                 "group": spec.group,
                 "higher_is_better": column.higher_is_better,
                 "averaged": column.averaged,
-                "percent": spec.kind != "rolling" and column.metric != "spearman",
+                "percent": spec.unit(column) == "%",
                 "version": _version(spec),
             }
             for spec, column in _columns(None)

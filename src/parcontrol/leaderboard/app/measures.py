@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
 from parcontrol.leaderboard.app.board import Board
-from parcontrol.leaderboard.registry import Group, registry
+from parcontrol.leaderboard.registry import Group, Unit, registry
 from parcontrol.leaderboard.table import averaged_columns
 
 # What the page is for comes first.
 GROUPS: tuple[Group, ...] = ("Faithfulness", "Factuality", "Other")
 Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 MISSING = "–"
-
-Unit = Literal["%", "ρ", ""]
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def measures() -> dict[str, Measure]:
             metric=column.metric,
             filter=column.filter,
             group=spec.group,
-            unit="" if spec.kind == "rolling" else "ρ" if column.metric == "spearman" else "%",
+            unit=spec.unit(column),
             higher_is_better=column.higher_is_better,
             averaged=column.averaged,
             scale=column.scale,
