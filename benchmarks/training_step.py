@@ -19,10 +19,10 @@ from parcontrol.training.loss import chunked_cross_entropy, output_head
 CLAIMS = {256: 1.10, 1024: 1.25}
 
 
-def peft_step(model, head, ids_BT):
+def peft_step(model, head, ids_BT, compiled=False):
     def run():
         hidden = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        loss = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), head, ids_BT[:, 1:].flatten())
+        loss = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), head, ids_BT[:, 1:].flatten(), compiled)
         (loss / ids_BT[:, 1:].numel()).backward()
 
     return run

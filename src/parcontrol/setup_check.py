@@ -204,7 +204,7 @@ def find_tokenizer() -> Path | None:
     """Returns a model directory with a tokenizer that is already on this machine, if any."""
     from huggingface_hub import try_to_load_from_cache
 
-    from parcontrol.demo.cache import cache_directory
+    from parcontrol.cache import cache_directory
 
     name = load_config().model.name
     mirrored = local_copy("models", name)

@@ -9,11 +9,15 @@ import torch
 from torch._dynamo.utils import counters
 
 from parcontrol.config import RunConfig
+from parcontrol.kernels import causal_attention
+from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config, parscale_parameters
 from parcontrol.parscale.modeling_parscale import has_cpp_compiler
 from parcontrol.training import compiling
 from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.run import run
+from tests.parscale.models import randomise, tiny_backbone
 from tests.training.same_run import assert_same_run
+from tests.training.test_loop import make_loop
 from tests.training.test_stream_passes import assert_equal_gradients, loop_for, step_gradients
 
 MakeConfig = Callable[..., RunConfig]
@@ -60,7 +64,7 @@ def test_gradients_are_those_of_the_layers_as_they_are(
 def test_a_resumed_run_is_the_same_to_the_bit(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_config("whole", training__compile=True)
     result = run(whole)
-    assert counters["stats"]["unique_graphs"] == 2, "the first layer and the others; nothing for validations"
+    assert counters["stats"]["unique_graphs"] == 3, "the first layer, the others and the loss; nothing for validations"
     assert result["final_validation_loss"] == pytest.approx(
         run(make_config("plain"))["final_validation_loss"], rel=1e-4
     )
@@ -81,6 +85,44 @@ def test_a_resumed_run_is_the_same_to_the_bit(make_config: MakeConfig, monkeypat
     torch._dynamo.reset()
     run(stopped)
     assert_same_run(whole.run_directory, stopped.run_directory)
+
+
+@needs_compiler
+@pytest.mark.skipif(not (has_cpp_compiler() and causal_attention.is_available()), reason="no processor with AMX")
+def test_steps_in_bfloat16_take_our_kernel_and_validations_do_not(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loop_in(dtype: torch.dtype, **settings: object) -> TrainingLoop:
+        config = make_config(parscale__P=4, **settings)
+        backbone = tiny_backbone("Llama", vocab_size=300, head_dim=32).to(dtype)
+        model = randomise(convert_to_parscale_model(backbone, create_parscale_config(4, 6))).train()
+        for _, parameter in parscale_parameters(model):
+            parameter.data = parameter.data.float()
+        return make_loop(config, model=model)
+
+    exact = step_gradients(loop_in(torch.float32))
+    torchs = step_gradients(loop_in(torch.bfloat16))
+    calls: list[torch.Size] = []
+    kernel = causal_attention.causal_attention
+
+    def counted(query: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        calls.append(query.shape)
+        return kernel(query, *args)
+
+    monkeypatch.setattr(causal_attention, "causal_attention", counted)
+    loop = loop_in(torch.bfloat16, training__compile=True)
+    with torch.compiler.set_stance("force_eager"):
+        step_gradients(loop)
+        assert calls
+        calls.clear()
+        loop.model.eval()(torch.zeros(1, 8, dtype=torch.long))
+        assert not calls
+    monkeypatch.undo()
+    ours = step_gradients(loop_in(torch.bfloat16, training__compile=True))
+    assert not counters["graph_break"]
+    for name, gradient in exact.items():
+        mine, theirs = ((x[name] - gradient).norm() / gradient.norm() for x in (ours, torchs))
+        assert mine < 1.2 * theirs + 0.002 < 0.1, name
 
 
 def test_without_a_compiler_nothing_begins(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
     first = runs[0].config
     precision = choose_precision(first.training)
     device = precision.device
-    setting = memory_setting(precision)
+    setting = memory_setting(first.training, precision)
     try:
         rate = matrix_product_rate(first, model_size(first), setting)
         estimates = {run.name: estimate(run.config, setting, rate) for run in runs}

@@ -18,7 +18,7 @@ from typing import Literal
 
 import zstandard
 
-from parcontrol.demo.cache import build_once, cache_directory
+from parcontrol.cache import build_once, cache_directory
 
 Split = Literal["train", "val", "test"]
 

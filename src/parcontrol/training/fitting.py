@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from parcontrol.config import RunConfig
+from parcontrol.config import RunConfig, TrainingConfig
 from parcontrol.diagnostics.footprint import (
     ModelSize,
     Setting,
@@ -21,6 +21,7 @@ from parcontrol.diagnostics.footprint import (
 from parcontrol.diagnostics.memory import MemoryMonitor
 from parcontrol.formats import format_bytes
 from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
+from parcontrol.training.compiling import has_attention_kernel
 from parcontrol.training.device import Precision
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
 from parcontrol.training.processes import ALONE, Processes
@@ -29,17 +30,18 @@ from parcontrol.training.stream_passes import AGGREGATED_TOKENS
 logger = logging.getLogger(__name__)
 
 
-def memory_setting(precision: Precision) -> Setting:
+def memory_setting(training: TrainingConfig, precision: Precision) -> Setting:
     """Returns what decides, beside the configuration, how much memory a step takes."""
     on_cpu = precision.device.type == "cpu"
+    # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
+    shared = 1 if has_attention_kernel(training, precision) else DUMMY_QUERIES_FROM
     return Setting(
         precision.device,
         precision.backbone,
         precision.compute,
         loss_positions=CHUNK_TOKENS_CPU if on_cpu else CHUNK_TOKENS_ACCELERATOR,
         aggregated_tokens=AGGREGATED_TOKENS,
-        # With dummy queries attention takes no mask, and heads share keys and values in the kernel.
-        shared_heads_from=DUMMY_QUERIES_FROM if on_cpu else None,
+        shared_heads_from=shared if on_cpu else None,
     )
 
 
@@ -81,7 +83,7 @@ class MemoryPlan:
             before: meta.json of a resumed run; empty for a new one.
             processes: Those that train this run.
         """
-        size, setting = size_of(model), memory_setting(precision)
+        size, setting = size_of(model), memory_setting(config.training, precision)
         room = MemoryMonitor(precision.device).free_bytes()
         if precision.device.type == "cpu":
             room //= processes.local_size

@@ -17,6 +17,8 @@ On two CPU cores with avx512_bf16 (N = 1,024, D = 576, V = 49,152, bf16; forward
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -27,8 +29,10 @@ from torch import Tensor, nn
 CHUNK_TOKENS_CPU = 128
 CHUNK_TOKENS_ACCELERATOR = 512
 
+Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
-def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+
+def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool = False) -> Tensor:
     """Returns the summed cross entropy, in nats, of `hidden @ weight.T` against the targets.
 
     The products run in the type of `hidden` (under autocast: in autocast's type), the softmax and
@@ -38,12 +42,14 @@ def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tenso
         hidden_ND: Hidden states after the last norm [N, D].
         weight_VD: Weight of the output head [V, D].
         targets_N: Next tokens [N], int64.
+        compiled: Let torch.compile make one pass of what stands between the two products.
 
     Returns:
         A float32 scalar (float64 for float64 input): a sum, so that accumulated microbatches are
         averaged over tokens by one division.
     """
-    return cast(Tensor, _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N))
+    exponentials = _compiled_exponentials() if compiled else _exponentials
+    return cast(Tensor, _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, exponentials))
 
 
 @torch.no_grad()
@@ -52,7 +58,7 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
     hidden_ND, weight_VD = _operands(hidden_ND, weight_VD)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         chunks = _chunks(hidden_ND, targets_N)
-        return torch.cat([_softmax(h, weight_VD, target)[0] for h, target in chunks])
+        return torch.cat([_softmax(h, weight_VD, target, _exponentials)[0] for h, target in chunks])
 
 
 def output_head(model: nn.Module) -> Tensor:
@@ -100,8 +106,10 @@ def _is_whole_head(model: Any, head: nn.Module) -> bool:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        need_hidden, need_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, exponentials: Exponentials
+    ) -> Tensor:
+        need_hidden, need_weight, *_ = ctx.needs_input_grad
         ctx.grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         ctx.grad_weight = _zeros(weight_VD) if need_weight else None
         ctx.weight_type = weight_VD.dtype
@@ -110,12 +118,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses = []
             start = 0
             for h, target in _chunks(hidden, targets_N):
-                loss, exp, norm = _softmax(h, weight, target)
+                loss, exp, norm = _softmax(h, weight, target, exponentials)
                 losses.append(loss)
                 # The gradient of the logits is softmax - onehot = exp / norm - onehot. Dividing
                 # after the product, and taking the one-hot part as a row of the weight, spares
                 # two passes over [chunk, V] and rounds less.
-                exp = exp.to(weight.dtype)
                 if need_hidden:
                     grad = (exp @ weight).to(norm.dtype) / norm - weight[target].to(norm.dtype)
                     ctx.grad_hidden[start : start + len(h)] = grad
@@ -126,25 +133,38 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             return torch.cat(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad_loss,) = grad_outputs
         hidden, weight = ctx.grad_hidden, ctx.grad_weight
         if hidden is not None:
             hidden = hidden * grad_loss.to(hidden.dtype)
         if weight is not None:
             weight = (weight * grad_loss).to(ctx.weight_type)
-        return hidden, weight, None
+        return hidden, weight, None, None
 
 
-def _softmax(h: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax(h: Tensor, weight: Tensor, target: Tensor, exponentials: Exponentials) -> tuple[Tensor, Tensor, Tensor]:
     """Returns losses [n], exp(logits - peak) [n, V] and its row sums [n, 1] of one chunk."""
     logits = h @ weight.T
-    wide = _accumulation_type(logits)
-    peak = logits.amax(-1, keepdim=True).to(wide)
-    target_logit = logits.gather(1, target[:, None]).to(wide)
-    exp = logits.to(wide).sub_(peak).exp_()
-    norm = exp.sum(-1, keepdim=True)
+    target_logit = logits.gather(1, target[:, None]).to(_accumulation_type(logits))
+    exp, norm, peak = exponentials(logits)
     return (norm.log() + peak - target_logit)[:, 0], exp, norm
+
+
+def _exponentials(logits_nV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logits - peak) [n, V] in the logits' type; its row sums and the peaks [n, 1], wider.
+
+    Logits in float32 or wider are overwritten.
+    """
+    wide = _accumulation_type(logits_nV)
+    peak = logits_nV.amax(-1, keepdim=True).to(wide)
+    exp = logits_nV.to(wide).sub_(peak).exp_()
+    return exp.to(logits_nV.dtype), exp.sum(-1, keepdim=True), peak
+
+
+@cache
+def _compiled_exponentials() -> Exponentials:
+    return torch.compile(_exponentials, dynamic=False)
 
 
 def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> zip[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The cache directory of the demonstration, and building a directory in it exactly once."""
+"""The cache directory, and building a directory in it exactly once."""
 
 import fcntl
 import os

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from parcontrol.demo.cache import build_once, cache_directory
+from parcontrol.cache import build_once, cache_directory
 
 # Builds slowly and notes each build; says when it is in the middle of one.
 BUILDER = """
 import sys, time
 from pathlib import Path
-from parcontrol.demo.cache import build_once
+from parcontrol.cache import build_once
 
 def build(directory):
     with open(sys.argv[2], "a") as log:
