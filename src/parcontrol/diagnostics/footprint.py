@@ -25,6 +25,8 @@ _TRAINING_STATE = 3 * _FLOAT32
 # times their bytes, and a step this many bytes whatever its size (benchmarks/training_memory.py).
 _CPU_HOLES = 1.41
 _CPU_FIXED = 87e6
+_COMPILED_HOLES = 1.18
+_COMPILED_FIXED = 205e6  # what the compiler itself has taken, too
 # Layers whose activations are there at once where each is computed again; on a CPU holes included.
 _RECOMPUTED_LAYERS, _RECOMPUTED_LAYERS_CPU = 2, 4
 # Tokens that the aggregator mixes at a time where not all streams are kept.
@@ -151,7 +153,8 @@ def step_bytes(config: RunConfig, size: ModelSize, setting: Setting, streams_per
     activations = activation_bytes(config, size, setting, streams_per_pass)
     if setting.device.type != "cpu":
         return state + activations + logits_bytes(config, size, setting)
-    return state + _CPU_HOLES * activations + max(_CPU_FIXED, logits_bytes(config, size, setting))
+    holes, fixed = (_COMPILED_HOLES, _COMPILED_FIXED) if config.training.compile else (_CPU_HOLES, _CPU_FIXED)
+    return state + holes * activations + max(fixed, logits_bytes(config, size, setting))
 
 
 def fitting_streams_per_pass(config: RunConfig, size: ModelSize, setting: Setting, room: float) -> int:
