@@ -94,7 +94,7 @@ def measure_here(P: int, B: int, T: int, streams_per_pass: int, compiled: bool) 
     precision = choose_precision(config.training)
     size = size_of(make_model(config, "meta"))
     libraries = psutil.Process().memory_info().rss
-    predicted = peak_bytes(config, size, memory_setting(config.training, precision), libraries)
+    predicted = peak_bytes(config, size, memory_setting(config.training, precision, size), libraries)
     loop = make_loop(config)
     for _ in range(STEPS):
         loop._train_step()

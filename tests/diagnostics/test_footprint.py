@@ -39,6 +39,7 @@ SIZE = ModelSize(
     intermediate=16,
     attention=8,
     key_value=4,
+    head_size=4,
     vocabulary=100,
 )
 # B = 2, T = 10, K = 5.
@@ -123,7 +124,20 @@ def test_activations_are_what_autograd_keeps(mode: str, compute: torch.dtype, P:
     config = tiny(parscale__P=P, training__mode=mode, training__tokens_per_run=128, data__sequence_length=64)
     setting = Setting(CPU, backbone, compute, 0, 256)
     sizes = [
-        ModelSize(0, 0, 0, 0, 0, layers=layers, hidden=64, intermediate=160, attention=64, key_value=64, vocabulary=0)
+        ModelSize(
+            0,
+            0,
+            0,
+            0,
+            0,
+            layers=layers,
+            hidden=64,
+            intermediate=160,
+            attention=64,
+            key_value=64,
+            head_size=16,
+            vocabulary=0,
+        )
         for layers in (2, 4)
     ]
     predicted = activation_bytes(config, sizes[1], setting) - activation_bytes(config, sizes[0], setting)

@@ -25,6 +25,7 @@ SIZE = ModelSize(
     intermediate=16,
     attention=8,
     key_value=8,
+    head_size=8,
     vocabulary=100,
 )
 # 4 steps of 2 x 10 tokens.
@@ -102,6 +103,7 @@ def test_sizes_are_read_without_weights(tiny_model_dir: Path, tmp_path: Path, P:
         intermediate=64,
         attention=32,
         key_value=16,
+        head_size=8,
         vocabulary=384,
     )
     assert size.added_parameters == aggregator + prefixes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,6 +107,26 @@ def test_scores_of_any_size(factor: float) -> None:
 
 
 @needs_kernel
+def test_scores_of_a_model_that_diverges_are_numbers_still() -> None:
+    query, key, value = factors(1, 2, 2, 70, 5, 64)
+    grad = torch.ones(1, 70, 2, 64)
+    assert all(x.isfinite().all() for x in results(kernel.causal_attention, (query * 1e18, key, value), grad))
+
+
+@needs_kernel
+def test_autocast_has_it_in_bfloat16() -> None:
+    tensors, grad = factors(1, 2, 1, 40, 8, 32), torch.ones(1, 40, 2, 32)
+    expected = results(kernel.causal_attention, tensors, grad)
+
+    def under_autocast(*wide: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return kernel.causal_attention(*wide)
+
+    actual = results(under_autocast, tuple(x.float() for x in tensors), grad)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@needs_kernel
 def test_what_is_not_a_number_reaches_those_that_see_it() -> None:
     query, key, value = factors(1, 1, 1, 100, 6, 32)
 
@@ -145,3 +166,21 @@ def test_a_compiler_that_fails_is_quoted_in_one_message(
     (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "causal_attention.cpp cannot be compiled" in message
     assert "fno-such-flag" in message
+
+
+@needs_kernel
+@pytest.mark.parametrize("damage", ["not a directory", "not a library"])
+def test_a_cache_that_cannot_be_used_is_named_in_one_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, damage: str
+) -> None:
+    cache = tmp_path / "cache"
+    if damage == "not a directory":
+        cache.touch()
+    else:
+        monkeypatch.setenv("PARCONTROL_CACHE", str(cache))
+        kernel._build().write_bytes(b"")
+    monkeypatch.setenv("PARCONTROL_CACHE", str(cache))
+    with caplog.at_level(logging.WARNING):
+        assert not kernel.is_available.__wrapped__()
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(cache) in message

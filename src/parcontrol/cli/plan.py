@@ -51,9 +51,10 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
     first = runs[0].config
     precision = choose_precision(first.training)
     device = precision.device
-    setting = memory_setting(first.training, precision)
     try:
-        rate = matrix_product_rate(first, model_size(first), setting)
+        size = model_size(first)
+        setting = memory_setting(first.training, precision, size)
+        rate = matrix_product_rate(first, size, setting)
         estimates = {run.name: estimate(run.config, setting, rate) for run in runs}
     except ValueError as error:
         return {}, [f"Time and memory are unknown: {error}"]

@@ -52,6 +52,7 @@ class ModelSize:
         intermediate: I.
         attention: A, the number of heads times their width.
         key_value: G, the number of key/value heads times their width.
+        head_size: Their width.
         vocabulary: V.
     """
 
@@ -65,6 +66,7 @@ class ModelSize:
     intermediate: int
     attention: int
     key_value: int
+    head_size: int
     vocabulary: int
 
     @property
@@ -111,6 +113,7 @@ def size_of(model: Any) -> ModelSize:
         intermediate=config.intermediate_size,
         attention=heads * attention.head_dim,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * attention.head_dim,
+        head_size=attention.head_dim,
         vocabulary=config.vocab_size,
     )
 

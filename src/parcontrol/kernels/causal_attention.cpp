@@ -124,11 +124,12 @@ void store_transpose(const float* in, int64_t stride, int64_t rows, int64_t colu
 struct Shape {
   int64_t R, H, T, d, G, N, prefix;
 
-  Shape(const Tensor& query, const Tensor& key, const Tensor& value)
+  Shape(const Tensor& query, const Tensor& key, const Tensor& value, double scale)
       : R(query.size(0)), H(query.size(1)), T(query.size(2)), d(query.size(3)), G(key.size(1)), N(key.size(2)),
         prefix(N - T) {
     TORCH_CHECK(key.sizes() == value.sizes() && key.size(0) == R && key.size(3) == d && H % G == 0 && prefix >= 0,
                 "shapes of query ", query.sizes(), ", key ", key.sizes(), " and value ", value.sizes());
+    TORCH_CHECK(scale > 0, "the scale must be positive; it is ", scale);
     TORCH_CHECK(d % PAIR == 0, "the head size must be a multiple of 32; it is ", d);
     for (const Tensor& x : {query, key, value})
       TORCH_CHECK(x.scalar_type() == at::kBFloat16 && x.stride(3) == 1 && x.stride(2) % 2 == 0,
@@ -160,7 +161,7 @@ void hide_future(const Shape& shape, const Block& block, int64_t query, int64_t 
 
 // query [R, H, T, d], key and value [R, G, N, d] -> output [R, T, H, d] and the log-sum-exp of the scores [R, H, T].
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
-  const Shape shape(query, key, value);
+  const Shape shape(query, key, value, scale);
   const auto [R, H, T, d, G, N, prefix] = shape;
   const int64_t padded_keys = round_up(N, KEY_BLOCK);
   Tensor output = at::empty({R, T, H, d}, query.options());
@@ -190,18 +191,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
           for (int64_t i = block.first; i < padded; i += LANES) {
             const float* s = scores.data() + i;
             Vec peak = load(&peaks[i]), norm = load(&norms[i]), highest = peak;
-            for (int64_t j = 0; j < block.keys; j++) highest = at::vec::maximum(highest, load(s + j * padded) * factor);
+            for (int64_t j = 0; j < block.keys; j++) highest = at::vec::maximum(highest, load(s + j * padded));
             // Not "greater": NaN must get through.
-            if (_mm512_cmp_ps_mask(highest, peak + Vec(SLACK), _CMP_NLE_UQ)) {
-              const Vec shrink = (peak - highest).exp_u20();
+            if (_mm512_cmp_ps_mask((highest - peak) * factor, Vec(SLACK), _CMP_NLE_UQ)) {
+              const Vec shrink = ((peak - highest) * factor).exp_u20();
               norm = norm * shrink;
               for (int64_t c = 0; c < d; c++) (load(&sums[c * padded + i]) * shrink).store(&sums[c * padded + i]);
               peak = highest;
               peak.store(&peaks[i]);
             }
             for (int64_t j = 0; j < block.keys; j += 2) {
-              const Vec even = (load(s + j * padded) * factor - peak).exp_u20();
-              const Vec odd = j + 1 < block.keys ? (load(s + (j + 1) * padded) * factor - peak).exp_u20() : Vec(0.0f);
+              const Vec even = ((load(s + j * padded) - peak) * factor).exp_u20();
+              const Vec odd = j + 1 < block.keys ? ((load(s + (j + 1) * padded) - peak) * factor).exp_u20() : Vec(0.0f);
               norm = norm + even + odd;
               store_interleaved(even, odd, probabilities.data() + j * padded + 2 * i);
             }
@@ -213,7 +214,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
         for (int64_t i = 0; i < padded; i += LANES) {
           const Vec norm = load(&norms[i]);
           for (int64_t c = 0; c < d; c++) (load(&sums[c * padded + i]) / norm).store(&sums[c * padded + i]);
-          (load(&peaks[i]) + norm.log()).store(&norms[i]);
+          (load(&peaks[i]) * factor + norm.log()).store(&norms[i]);
         }
         std::copy_n(norms.begin(), count, lse.mutable_data_ptr<float>() + (r * H + h) * T + q);
         store_transpose(sums.data(), padded, count, d, 1.0f,
@@ -229,7 +230,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& query, const Tensor& key,
                                             const Tensor& value, const Tensor& output, const Tensor& lse,
                                             double scale) {
-  const Shape shape(query, key, value);
+  const Shape shape(query, key, value, scale);
   const auto [R, H, T, d, G, N, prefix] = shape;
   TORCH_CHECK(grad_output.is_contiguous() && output.is_contiguous() && lse.is_contiguous(), "gradient, output and log-sum-exp must be contiguous");
   const int64_t padded_keys = round_up(N, KEY_BLOCK), stride = H * d;

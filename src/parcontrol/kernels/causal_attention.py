@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from parcontrol.cache import build_once, cache_directory
+from parcontrol.parscale.modeling_parscale import has_cpp_compiler
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 NEEDED = ("amx_bf16", "avx512_bf16", "avx512_bw", "avx512_dq", "avx512_vl")
 # Named one by one, not by -march=native: a cache may be shared by machines that differ in the rest.
 FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
+    "-ffp-contract=off",  # a score must cancel against the maximum that was rounded like it
     *("-mfma", "-mavx512f", "-mavx512bf16", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
 )
 HEAD_SIZE_MULTIPLE = 32
@@ -31,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    """Returns attention [R, T, H, d] in which query t sees the whole prefix and real keys 0 … t; it has gradients.
+    """Returns attention [R, T, H, d]: query t sees the whole prefix and real keys 0 … t. It has first derivatives.
 
-    Needs `is_available()`.
+    Needs `is_available()`. Under autocast, factors are cast to bfloat16.
 
     Args:
         query: [R, H, T, d] in bfloat16; d is a multiple of 32.
         key: [R, G, K + T, d], the prefix first; value like it.
-        scale: Factor of the scores; 1/√d if not given.
+        scale: Factor of the scores, positive; 1/√d if not given.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return cast(Tensor, torch.ops.parcontrol.causal_attention(query, key, value, scale)[0])
@@ -48,19 +50,21 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
 def is_available() -> bool:
     """Whether this processor and compiler can have the kernel, which is then built, once for a machine, and loaded.
 
-    A compiler that fails is reported in one message: steps then take torch's kernel.
+    Where a compiler or the cache fails, one message says why, and steps take torch's kernel.
     """
     # Older releases of torch cannot say what a processor has.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not all(capabilities.get(name) for name in NEEDED):
+    if not has_cpp_compiler() or not all(capabilities.get(name) for name in NEEDED):
         return False
     try:
-        library = _build()
+        torch.ops.load_library(str(_build()))
     except subprocess.CalledProcessError as error:
         reason = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip())
         logger.warning("attention runs with torch's kernel: %s cannot be compiled (%s)", SOURCE.name, reason)
         return False
-    torch.ops.load_library(str(library))
+    except OSError as error:
+        logger.warning("attention runs with torch's kernel: %s cannot be built and loaded (%s)", SOURCE.name, error)
+        return False
     if not torch.ops.parcontrol.causal_attention_is_supported():
         return False
     _register()
@@ -87,6 +91,7 @@ def _build() -> Path:
 def _register() -> None:
     torch.library.register_fake("parcontrol::causal_attention", _shapes)
     torch.library.register_fake("parcontrol::causal_attention_backward", _backward_shapes)
+    torch.library.register_autocast("parcontrol::causal_attention", "cpu", torch.bfloat16)
     torch.library.register_autograd("parcontrol::causal_attention", _backward, setup_context=_save)
 
 

@@ -151,10 +151,20 @@ def prefix_attention(
     return attend(module, query, key, value, attention_mask, **kwargs)
 
 
-def _takes_kernel(module: nn.Module, query: torch.Tensor, attention_mask, dropout: float = 0.0, **kwargs) -> bool:
+def _takes_kernel(
+    module: nn.Module,
+    query: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> bool:
     """Whether a call is one for the kernel that training may put into `module.causal_kernel`."""
-    plain = attention_mask is None and dropout == 0 and not _is_eager(module)
-    return plain and module.training and query.shape[2] > 1 and query.dtype == torch.bfloat16
+    autocast = torch.is_autocast_enabled(query.device.type)
+    dtype = torch.get_autocast_dtype(query.device.type) if autocast else query.dtype
+    plain = attention_mask is None and dropout == 0 and softcap is None and position_bias is None
+    return plain and module.training and query.shape[2] > 1 and dtype == torch.bfloat16 and not _is_eager(module)
 
 
 def _one_query_attention(

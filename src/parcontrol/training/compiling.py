@@ -1,8 +1,8 @@
 """Decoder layers compiled by torch.compile: norms, activations, rotations and residuals in few passes over memory.
 
 Layer by layer, so that one compilation serves all layers (all but the first, into which no gradient goes back, have the
-same graph). Only steps of training run compiled: they have one shape, so that nothing is compiled anew on the way, and
-a resumed process comes to the same kernels as one that was never stopped.
+same graph). Only steps of training run compiled: their few shapes (two, where groups of streams are not equal) are each
+compiled once and for themselves, so that a resumed process comes to the same kernels as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def check_compiler(config: TrainingConfig, device: torch.device) -> None:
         )
 
 
-def has_attention_kernel(config: TrainingConfig, precision: Precision) -> bool:
+def has_attention_kernel(config: TrainingConfig, precision: Precision, head_size: int) -> bool:
     """Whether attention in steps of training takes our kernel."""
-    on_cpu = precision.device.type == "cpu"
-    return config.compile and on_cpu and precision.compute == torch.bfloat16 and causal_attention.is_available()
+    suits = precision.device.type == "cpu" and precision.compute == torch.bfloat16 and _fits(head_size)
+    return config.compile and suits and causal_attention.is_available()
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -46,9 +46,13 @@ def compile_layers(model: PreTrainedModel) -> None:
     inner: Any = model.model
     kernel = model.device.type == "cpu" and causal_attention.is_available()
     for layer in inner.layers:
-        layer.compile()
-        if kernel and layer.self_attn.head_dim % causal_attention.HEAD_SIZE_MULTIPLE == 0:
+        layer.compile(dynamic=False)
+        if kernel and _fits(layer.self_attn.head_dim):
             layer.self_attn.causal_kernel = causal_attention.causal_attention
+
+
+def _fits(head_size: int) -> bool:
+    return head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
 
 
 def uncompiled(config: TrainingConfig) -> AbstractContextManager[object]:

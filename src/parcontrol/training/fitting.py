@@ -30,11 +30,11 @@ from parcontrol.training.stream_passes import AGGREGATED_TOKENS
 logger = logging.getLogger(__name__)
 
 
-def memory_setting(training: TrainingConfig, precision: Precision) -> Setting:
+def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSize) -> Setting:
     """Returns what decides, beside the configuration, how much memory a step takes."""
     on_cpu = precision.device.type == "cpu"
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
-    shared = 1 if has_attention_kernel(training, precision) else DUMMY_QUERIES_FROM
+    shared = 1 if has_attention_kernel(training, precision, size.head_size) else DUMMY_QUERIES_FROM
     return Setting(
         precision.device,
         precision.backbone,
@@ -83,7 +83,8 @@ class MemoryPlan:
             before: meta.json of a resumed run; empty for a new one.
             processes: Those that train this run.
         """
-        size, setting = size_of(model), memory_setting(config.training, precision)
+        size = size_of(model)
+        setting = memory_setting(config.training, precision, size)
         room = MemoryMonitor(precision.device).free_bytes()
         if precision.device.type == "cpu":
             room //= processes.local_size
