@@ -104,7 +104,7 @@ def main():
         head = output_head(model)
         # Kernels for one shape alone, as in training: at the second, torch would compile for any.
         torch.compiler.reset()
-        compile_layers(model)
+        compile_layers(model, model.dtype)
         candidates = {
             "step": as_they_are(peft_step(model, head, ids_BT), model),
             "compiled": peft_step(model, head, ids_BT, compiled=True),

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from parcontrol.config import TrainingConfig
 from parcontrol.kernels import causal_attention
 from parcontrol.parscale.modeling_parscale import has_cpp_compiler
-from parcontrol.training.device import Precision
 
 
 def check_compiler(config: TrainingConfig, device: torch.device) -> None:
@@ -32,27 +31,26 @@ def check_compiler(config: TrainingConfig, device: torch.device) -> None:
         )
 
 
-def has_attention_kernel(config: TrainingConfig, precision: Precision, head_size: int) -> bool:
-    """Whether attention in steps of training takes our kernel."""
-    suits = precision.device.type == "cpu" and precision.compute == torch.bfloat16 and _fits(head_size)
-    return config.compile and suits and causal_attention.is_available()
+def has_attention_kernel(device: torch.device, compute: torch.dtype, head_size: int) -> bool:
+    """Whether attention takes our kernel in compiled steps, whose products are of type `compute`."""
+    suits = device.type == "cpu" and compute == torch.bfloat16 and head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
+    return suits and causal_attention.is_available()
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, compute: torch.dtype) -> None:
     """Has the decoder layers compiled when they are first called; weights and their names stay as they are.
 
     On a processor with AMX their attention takes our kernel in steps of training in bfloat16.
+
+    Args:
+        model: The model.
+        compute: Type of the matrix products of its steps.
     """
     inner: Any = model.model
-    kernel = model.device.type == "cpu" and causal_attention.is_available()
     for layer in inner.layers:
         layer.compile(dynamic=False)
-        if kernel and _fits(layer.self_attn.head_dim):
+        if has_attention_kernel(model.device, compute, layer.self_attn.head_dim):
             layer.self_attn.causal_kernel = causal_attention.causal_attention
-
-
-def _fits(head_size: int) -> bool:
-    return head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
 
 
 def uncompiled(config: TrainingConfig) -> AbstractContextManager[object]:

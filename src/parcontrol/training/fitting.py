@@ -34,7 +34,8 @@ def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSi
     """Returns what decides, beside the configuration, how much memory a step takes."""
     on_cpu = precision.device.type == "cpu"
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
-    shared = 1 if has_attention_kernel(training, precision, size.head_size) else DUMMY_QUERIES_FROM
+    kernel = training.compile and has_attention_kernel(precision.device, precision.compute, size.head_size)
+    shared = 1 if kernel else DUMMY_QUERIES_FROM
     return Setting(
         precision.device,
         precision.backbone,

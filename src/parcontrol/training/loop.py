@@ -196,7 +196,7 @@ class TrainingLoop:
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.training.compile:
-            compile_layers(model)
+            compile_layers(model, precision.compute)
         self.streams_per_pass = streams_per_pass or config.training.streams_per_pass or config.parscale.P
         self.callbacks = callbacks
         self.check_interrupt = check_interrupt
