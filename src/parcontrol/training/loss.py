@@ -123,6 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # The gradient of the logits is softmax - onehot = exp / norm - onehot. Dividing
                 # after the product, and taking the one-hot part as a row of the weight, spares
                 # two passes over [chunk, V] and rounds less.
+                exp = exp.to(weight.dtype)
                 if need_hidden:
                     grad = (exp @ weight).to(norm.dtype) / norm - weight[target].to(norm.dtype)
                     ctx.grad_hidden[start : start + len(h)] = grad
@@ -152,19 +153,20 @@ def _softmax(h: Tensor, weight: Tensor, target: Tensor, exponentials: Exponentia
 
 
 def _exponentials(logits_nV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logits - peak) [n, V] in the logits' type; its row sums and the peaks [n, 1], wider.
-
-    Logits in float32 or wider are overwritten.
-    """
+    """exp(logits - peak) [n, V], its row sums and the peaks [n, 1]; logits in float32 or wider are overwritten."""
     wide = _accumulation_type(logits_nV)
     peak = logits_nV.amax(-1, keepdim=True).to(wide)
     exp = logits_nV.to(wide).sub_(peak).exp_()
-    return exp.to(logits_nV.dtype), exp.sum(-1, keepdim=True), peak
+    return exp, exp.sum(-1, keepdim=True), peak
 
 
 @cache
 def _compiled_exponentials() -> Exponentials:
-    return torch.compile(_exponentials, dynamic=False)
+    def rounded(logits_nV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        exp, norm, peak = _exponentials(logits_nV)
+        return exp.to(logits_nV.dtype), norm, peak  # as its product takes it, in the same pass
+
+    return torch.compile(rounded, dynamic=False)
 
 
 def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> zip[tuple[Tensor, Tensor]]:
