@@ -25,7 +25,7 @@ NEEDED = ("amx_bf16", "avx512_bf16", "avx512_bw", "avx512_dq", "avx512_vl")
 FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
     "-ffp-contract=off",  # a score must cancel against the maximum that was rounded like it
-    *("-mfma", "-mavx512f", "-mavx512bf16", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    *("-mfma", "-mavx512f", "-mavx512bf16", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mamx-tile", "-mamx-bf16"),
 )
 HEAD_SIZE_MULTIPLE = 32
 
