@@ -205,11 +205,22 @@ def test_the_plan_is_printed_and_nothing_written(
     flags = [str(part) for pair in tiny_flags.items() for part in pair]
     assert main(["--P-values", "1", "2", "--seeds", "3", "--dry-run", *flags]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    for column in ("run", "P", "seed", "tokens", "steps", "time (est.)", "memory (est.)", "state", "directory"):
+    for column in (
+        "run",
+        "P",
+        "seed",
+        "tokens",
+        "steps",
+        "per pass",
+        "time (est.)",
+        "memory (est.)",
+        "state",
+        "directory",
+    ):
         assert column in header
     for row, P in zip(rows, (1, 2), strict=False):
         assert row.split()[:5] == [f"P{P}_seed3", str(P), "3", f"{TOKENS:,}", str(STEPS)]
-        assert re.search(r">= \d+:\d\d:\d\d +~ \d+\.\d\d GiB +new ", row)
+        assert re.search(rf" {P} +>= \d+:\d\d:\d\d +~ \d+\.\d\d GiB +new ", row)  # all streams in one pass
         assert row.rstrip().endswith(f"outputs/multi_P_experiment/P{P}_seed3")
     assert "Estimates for cpu" in rows[2]
     assert "lower bound" in rows[2]
@@ -229,7 +240,7 @@ def test_the_plan_stands_without_estimates_where_the_model_is_unknown(
     argv = "--P-values 1 2 --dry-run --model.name ./none --training.device cpu".split()
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert out.count("unknown") == 5
+    assert out.count("unknown") == 7
     assert "the configuration of './none' cannot be had" in out
 
 

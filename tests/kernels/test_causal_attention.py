@@ -143,6 +143,21 @@ def test_what_is_not_a_number_reaches_those_that_see_it() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize(
+    ("tensors", "scale", "message"),
+    [
+        (factors(1, 2, 1, 4, 3, 48), None, "head size must be a multiple of 32; it is 48"),
+        (factors(1, 2, 1, 4, 3, 32), 0.0, "scale must be positive; it is 0"),
+        (factors(1, 2, 1, 4, -1, 32), None, r"shapes of query \[1, 2, 4, 32\], key \[1, 1, 3, 32\]"),
+        (factors(1, 3, 2, 4, 3, 32), None, r"shapes of query \[1, 3, 4, 32\], key \[1, 2, 7, 32\]"),
+    ],
+)
+def test_what_it_cannot_compute_is_refused(tensors: tuple[Tensor, ...], scale: float | None, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        kernel.causal_attention(*tensors, scale)
+
+
+@needs_kernel
 def test_torch_finds_the_operator_well_registered() -> None:
     query, key, value = (x.requires_grad_() for x in factors(1, 4, 2, 33, 5, 32))
     torch.library.opcheck(torch.ops.parcontrol.causal_attention.default, (query, key, value, 0.2))

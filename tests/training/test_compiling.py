@@ -9,10 +9,13 @@ import torch
 from torch._dynamo.utils import counters
 
 from parcontrol.config import RunConfig
+from parcontrol.diagnostics.footprint import size_of
 from parcontrol.kernels import causal_attention
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config, parscale_parameters
-from parcontrol.parscale.modeling_parscale import has_cpp_compiler
+from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM, has_cpp_compiler
 from parcontrol.training import compiling
+from parcontrol.training.device import choose_precision
+from parcontrol.training.fitting import memory_setting
 from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.run import run
 from tests.parscale.models import randomise, tiny_backbone
@@ -125,6 +128,18 @@ def test_steps_in_bfloat16_take_our_kernel_and_validations_do_not(
     for name, gradient in exact.items():
         mine, theirs = ((x[name] - gradient).norm() / gradient.norm() for x in (ours, torchs))
         assert mine < 1.2 * theirs + 0.002 < 0.1, name
+
+
+@pytest.mark.parametrize(("head_size", "shared_from"), [(48, DUMMY_QUERIES_FROM), (64, 1)])
+def test_memory_is_planned_with_the_kernel_where_steps_take_it(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, head_size: int, shared_from: int
+) -> None:
+    monkeypatch.setattr(causal_attention, "is_available", lambda: True)
+    config = make_config(training__compile=True, training__mixed_precision="bf16")
+    backbone = tiny_backbone("Llama", head_dim=head_size)
+    size = size_of(convert_to_parscale_model(backbone, create_parscale_config(2, 6)))
+    setting = memory_setting(config.training, choose_precision(config.training), size)
+    assert setting.shared_heads_from == shared_from
 
 
 def test_without_a_compiler_nothing_begins(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ def print_plan(runs: Sequence[PlannedRun]) -> None:
     """Prints what runs would do, how long they take at least and how much memory at most."""
     estimates, notes = _estimates(runs)
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "P", "seed", "tokens", "steps", "time (est.)", "memory (est.)", "state", "directory"):
+    columns = ("run", "P", "seed", "tokens", "steps", "per pass", "time (est.)", "memory (est.)", "state", "directory")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("run", "state", "directory") else "right", no_wrap=True)
     for run in runs:
         config, expected = run.config, estimates.get(run.name)
@@ -31,6 +32,7 @@ def print_plan(runs: Sequence[PlannedRun]) -> None:
             str(config.training.seed),
             f"{run.total_tokens:,}",
             f"{config.total_steps:,}",
+            "unknown" if expected is None else str(expected.streams_per_pass),
             "unknown" if expected is None else f">= {format_duration(expected.seconds)}",
             "unknown" if expected is None else _gib(expected.memory_bytes),
             run.state,
@@ -64,8 +66,8 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
         f"Estimates for {device} at the rate of a {compute} matrix product measured now, {rate / 1e12:.3g} TFLOP/s, "
         f"as if all work ran at that rate: the time is a lower bound, {format_duration(total)} for all whole "
         "runs one by one.",
-        "Memory is the peak by formula; where training.streams_per_pass is null, with as many streams per pass as fit "
-        "into what is free now. Both formulae: docs/experiment.md.",
+        "Memory is the peak by formula. Per pass: the streams whose activations are kept at a time; where "
+        "training.streams_per_pass is null, as many as fit into what is free now. Both formulae: docs/experiment.md.",
     ]
 
 

@@ -40,11 +40,13 @@ class Estimate:
         flops: Floating-point operations from the first step to the end, validations included.
         seconds: Time for them at the measured rate; less than it will be.
         memory_bytes: Peak memory of the device (on a CPU: of the process).
+        streams_per_pass: Streams whose activations are kept at a time.
     """
 
     flops: float
     seconds: float
     memory_bytes: float
+    streams_per_pass: int
 
 
 def estimate(config: RunConfig, setting: Setting, rate: float) -> Estimate:
@@ -60,10 +62,11 @@ def estimate(config: RunConfig, setting: Setting, rate: float) -> Estimate:
     """
     size = model_size(config)
     config = _planned(config, size, setting)
+    assert config.training.streams_per_pass is not None
     flops = run_flops(config, size)
     # This process has loaded the same libraries and nothing else.
     memory = peak_bytes(config, size, setting, psutil.Process().memory_info().rss)
-    return Estimate(flops, flops / rate, memory)
+    return Estimate(flops, flops / rate, memory, min(config.parscale.P, config.training.streams_per_pass))
 
 
 def _planned(config: RunConfig, size: ModelSize, setting: Setting) -> RunConfig:
