@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +29,25 @@ SHAPES = [
     (3, 6, 2, 300, 1, 128),
     (2, 9, 3, 256, 48, 64),
     (1, 3, 1, 600, 7, 32),
+    (1, 4, 2, 40, 5, 32),
 ]
 
 
 def factors(R: int, H: int, G: int, T: int, K: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Query [R, H, T, d], not contiguous, as a projection gives it; key and value [R, G, K + T, d]."""
+    """Query [R, H, T, d], as a projection gives it; key and value [R, G, K + T, d]; each with strides of its own."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((R, T, H, d), (R, G, K + T, d), (R, G, K + T, d))
+    shapes = ((R, T, H, d), (R, G, K + T, d + 2), (R, G, K + T, d + 6))
     query, key, value = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
-    return query.transpose(1, 2), key, value
+    return query.transpose(1, 2), key[..., :d], value[..., :d]
+
+
+@pytest.fixture(params=[1, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Threads that share the tasks: with four, those of few key/value heads are cut in another way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
@@ -67,6 +81,7 @@ def distance(actual: Tensor, expected: Tensor) -> float:
 
 
 @needs_kernel
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_as_close_to_the_formula_as_torchs_kernel(shape: tuple[int, ...]) -> None:
     tensors = factors(*shape)
@@ -128,6 +143,7 @@ def test_autocast_has_it_in_bfloat16() -> None:
 
 @needs_kernel
 def test_what_is_not_a_number_reaches_those_that_see_it() -> None:
+    """Of values all of their strip may get it, for 0 times NaN is NaN; torch's kernel gives it to all queries."""
     query, key, value = factors(1, 1, 1, 100, 6, 32)
 
     def poisoned(query: Tensor, key: Tensor, value: Tensor) -> list[int]:
@@ -150,11 +166,51 @@ def test_what_is_not_a_number_reaches_those_that_see_it() -> None:
         (factors(1, 2, 1, 4, 3, 32), 0.0, "scale must be positive; it is 0"),
         (factors(1, 2, 1, 4, -1, 32), None, r"shapes of query \[1, 2, 4, 32\], key \[1, 1, 3, 32\]"),
         (factors(1, 3, 2, 4, 3, 32), None, r"shapes of query \[1, 3, 4, 32\], key \[1, 2, 7, 32\]"),
+        (factors(1, 2, 0, 4, 3, 32), None, r"key \[1, 0, 7, 32\] and value \[1, 0, 7, 32\] do not go together"),
+        (tuple(x[..., None] for x in factors(1, 2, 1, 4, 3, 32)), None, "do not go together"),
+        (tuple(x.float() for x in factors(1, 2, 1, 4, 3, 32)), None, "must be bfloat16; one is Float"),
+        (tuple(x[..., ::2] for x in factors(1, 2, 1, 4, 3, 64)), None, "columns must be adjacent"),
+        (tuple(x[..., :32] for x in factors(1, 2, 1, 4, 3, 33)), None, "an even number of elements apart"),
     ],
 )
 def test_what_it_cannot_compute_is_refused(tensors: tuple[Tensor, ...], scale: float | None, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         kernel.causal_attention(*tensors, scale)
+
+
+@needs_kernel
+def test_what_is_not_a_number_stays_in_its_row() -> None:
+    """Parts of strips are padded in memory that the rows of a batch share."""
+    tensors, grad = factors(2, 2, 2, 40, 25, 32), torch.ones(2, 40, 2, 32)
+    clean = results(kernel.causal_attention, tensors, grad)
+    for poisoned in range(3):
+        tensors = factors(2, 2, 2, 40, 25, 32)
+        tensors[poisoned][0] = torch.nan
+        output, *gradients = results(kernel.causal_attention, tensors, grad)
+        assert output[0].isnan().any()
+        for mine, expected in zip((output, *gradients), clean, strict=True):
+            assert torch.equal(mine[1], expected[1])
+
+
+@needs_kernel
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    query, key, value = factors(1, 2, 1, 5, 3, 32)
+    output, logs = torch.ops.parcontrol.causal_attention(query, key, value, 0.2)
+    backward = torch.ops.parcontrol.causal_attention_backward
+    assert len(backward(output, query, key, value, output, logs, 0.2)) == 3
+    for grad, out, sums in ((output[:, :4], output, logs), (output, output, logs[..., :4])):
+        with pytest.raises(RuntimeError, match="do not belong to query"):
+            backward(grad.contiguous(), query, key, value, out, sums.contiguous(), 0.2)
+    with pytest.raises(RuntimeError, match="must be contiguous"):
+        backward(output.mT.contiguous().mT, query, key, value, output, logs, 0.2)
+
+
+@needs_kernel
+def test_a_variable_of_the_librarys_own_forbids_it() -> None:
+    code = "from parcontrol.kernels import causal_attention as kernel; print(kernel.is_available())"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
 
 
 @needs_kernel

@@ -67,7 +67,7 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
         f"as if all work ran at that rate: the time is a lower bound, {format_duration(total)} for all whole "
         "runs one by one.",
         "Memory is the peak by formula. Per pass: the streams whose activations are kept at a time; where "
-        "training.streams_per_pass is null, as many as fit into what is free now. Both formulae: docs/experiment.md.",
+        "training.streams_per_pass is null, what a run that began now would choose. Both formulae: docs/experiment.md.",
     ]
 
 

@@ -160,9 +160,19 @@ def step_bytes(config: RunConfig, size: ModelSize, setting: Setting, streams_per
     return state + holes * activations + max(fixed, logits_bytes(config, size, setting))
 
 
+def kept_streams(config: RunConfig, streams_per_pass: int | None = None) -> int:
+    """Returns the streams of the largest pass, of which so many are allowed (None: as the configuration says).
+
+    Groups are as equal as can be, so there may be fewer than that.
+    """
+    P = config.parscale.P
+    allowed = streams_per_pass or config.training.streams_per_pass or P
+    return -(-P // -(-P // allowed))
+
+
 def fitting_streams_per_pass(config: RunConfig, size: ModelSize, setting: Setting, room: float) -> int:
     """Returns the most streams at a time whose steps fit into a room of so many bytes, or else 1."""
-    sizes = sorted({_streams_per_pass(config, allowed) for allowed in range(1, config.parscale.P + 1)})
+    sizes = sorted({kept_streams(config, allowed) for allowed in range(1, config.parscale.P + 1)})
     fitting = [one for one in sizes if step_bytes(config, size, setting, one) <= _USABLE * room]
     return fitting[-1] if fitting else 1
 
@@ -196,7 +206,7 @@ def _milder(config: RunConfig, streams_per_pass: int) -> Iterator[tuple[str, Run
     """Yields settings that need less and less memory, those that cost least first."""
     streams = ""
     config = _with(config, streams_per_pass=streams_per_pass)
-    for fewer in sorted({_streams_per_pass(config, n) for n in range(1, streams_per_pass)}, reverse=True):
+    for fewer in sorted({kept_streams(config, n) for n in range(1, streams_per_pass)}, reverse=True):
         streams = f"training.streams_per_pass {fewer}"
         config = _with(config, streams_per_pass=fewer)
         yield streams, config
@@ -244,7 +254,7 @@ def activation_bytes(
         recomputed = _RECOMPUTED_LAYERS_CPU if setting.device.type == "cpu" else _RECOMPUTED_LAYERS
         inside_layers = size.layers * width * D + recomputed * layer
     rows = training.microbatch_size * T
-    kept = _streams_per_pass(config, streams_per_pass)
+    kept = kept_streams(config, streams_per_pass)
     if kept == P:
         return P * rows * (inside_layers + (2 * _FLOAT32 + width) * D)
     hidden_states = 2 * max(setting.backbone.itemsize, width) * D
@@ -256,13 +266,6 @@ def logits_bytes(config: RunConfig, size: ModelSize, setting: Setting) -> float:
     """Bytes of the logits that the loss holds at a time, and of the head's gradient if it trains."""
     logits = setting.loss_positions * size.vocabulary * (_FLOAT32 + 2 * setting.compute.itemsize)
     return logits + (size.head_parameters * _FLOAT32 if config.training.mode == "full" else 0)
-
-
-def _streams_per_pass(config: RunConfig, streams_per_pass: int | None) -> int:
-    P = config.parscale.P
-    wanted = streams_per_pass or config.training.streams_per_pass or P
-    # Groups are as equal as can be, so the largest may be smaller than what is allowed.
-    return -(-P // -(-P // wanted))
 
 
 def _trained(config: RunConfig, size: ModelSize) -> int:

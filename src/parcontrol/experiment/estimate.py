@@ -21,6 +21,7 @@ from parcontrol.diagnostics.footprint import (
     ModelSize,
     Setting,
     fitting_streams_per_pass,
+    kept_streams,
     model_bytes,
     peak_bytes,
     size_of,
@@ -62,11 +63,10 @@ def estimate(config: RunConfig, setting: Setting, rate: float) -> Estimate:
     """
     size = model_size(config)
     config = _planned(config, size, setting)
-    assert config.training.streams_per_pass is not None
     flops = run_flops(config, size)
     # This process has loaded the same libraries and nothing else.
     memory = peak_bytes(config, size, setting, psutil.Process().memory_info().rss)
-    return Estimate(flops, flops / rate, memory, min(config.parscale.P, config.training.streams_per_pass))
+    return Estimate(flops, flops / rate, memory, kept_streams(config))
 
 
 def _planned(config: RunConfig, size: ModelSize, setting: Setting) -> RunConfig:

@@ -50,7 +50,7 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 
 Vec load(const float* x) { return Vec::loadu(x); }
 
-// 2^x to 1e-7; a polynomial for the fraction, an instruction for the whole number.
+// 2^x to 2e-7; a polynomial for the fraction, an instruction for the whole number.
 Vec exp2(Vec x) {
   const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 result = _mm512_set1_ps(0.00187758f);
@@ -59,7 +59,7 @@ Vec exp2(Vec x) {
   return _mm512_scalef_ps(result, x);
 }
 
-// Zeros at first, in whole cache lines: no row of a tile crosses one.
+// Memory in whole cache lines: no row of a tile crosses one.
 template <typename T>
 class Buffer {
  public:
@@ -93,6 +93,7 @@ struct Tiles {
 void product(const bf16* left, int64_t left_rows, const bf16* right, int64_t right_rows, float* out, int64_t out_rows,
              int64_t m, int64_t n, int64_t k, bool add) {
   constexpr int64_t BYTES = 64;
+  asm volatile("" ::: "memory");  // GCC 12 does not know that a tile is loaded from memory
   for (int64_t column = 0; column < n; column += STRIP) {
     const bf16 *right_low = right + column * right_rows, *right_high = right_low + TILE * right_rows;
     for (int64_t row = 0; row < m; row += STRIP) {
@@ -249,13 +250,18 @@ struct Shape {
   Shape(const Tensor& query, const Tensor& key, const Tensor& value, double scale)
       : R(query.size(0)), H(query.size(1)), T(query.size(2)), d(query.size(3)), G(key.size(1)), N(key.size(2)),
         prefix(N - T), padded_keys(round_up(N, STRIP)) {
-    TORCH_CHECK(key.sizes() == value.sizes() && key.size(0) == R && key.size(3) == d && H % G == 0 && prefix >= 0,
-                "shapes of query ", query.sizes(), ", key ", key.sizes(), " and value ", value.sizes());
-    TORCH_CHECK(scale > 0, "the scale must be positive; it is ", scale);
-    TORCH_CHECK(d % STRIP == 0, "the head size must be a multiple of 32; it is ", d);
-    for (const Tensor& x : {query, key, value})
-      TORCH_CHECK(x.scalar_type() == at::kBFloat16 && x.stride(3) == 1 && x.stride(2) % 2 == 0,
-                  "factors must be bfloat16 with adjacent columns");
+    TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && key.sizes() == value.sizes() && key.size(0) == R &&
+                    key.size(3) == d && G > 0 && H > 0 && H % G == 0 && prefix >= 0,
+                "shapes of query ", query.sizes(), ", key ", key.sizes(), " and value ", value.sizes(),
+                " do not go together");
+    TORCH_CHECK(static_cast<float>(scale) > 0, "the scale must be positive; it is ", scale);
+    TORCH_CHECK(d > 0 && d % STRIP == 0, "the head size must be a multiple of 32; it is ", d);
+    for (const Tensor& x : {query, key, value}) {
+      TORCH_CHECK(x.scalar_type() == at::kBFloat16, "factors must be bfloat16; one is ", x.scalar_type());
+      // Pairs of columns are moved as one number of 32 bits.
+      TORCH_CHECK(x.stride(3) == 1 && x.stride(2) % 2 == 0,
+                  "columns must be adjacent, and rows an even number of elements apart; strides are ", x.strides());
+    }
     const int64_t threads = at::get_num_threads();
     heads = R * G % threads == 0 || R * G >= 8 * threads ? H / G : 1;
     tasks = H / heads;
@@ -271,12 +277,12 @@ const bf16* matrix(const Tensor& x, int64_t r, int64_t h) {
 // from that of the first query.
 void hide_future(float* scores, int64_t keys, int64_t first) {
   for (int64_t k = std::max<int64_t>(0, 1 - first); k < keys; k++) {
-    const auto earlier = static_cast<__mmask16>((1u << std::min(first + k, TILE)) - 1);
-    _mm512_mask_storeu_ps(scores + k * TILE, earlier, _mm512_set1_ps(-INF));
+    const auto earlier_queries = static_cast<__mmask16>((1u << std::min(first + k, TILE)) - 1);
+    _mm512_mask_storeu_ps(scores + k * TILE, earlier_queries, _mm512_set1_ps(-INF));
   }
 }
 
-// The forward pass of one thread: its memory, and what is done with it.
+// The forward pass of tasks that follow one another in a thread, and the memory for it.
 class Forward {
  public:
   Forward(const Shape& shape, const Tensor& query, const Tensor& key, const Tensor& value, double scale, bf16* output,
@@ -379,7 +385,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   return {output, logs};
 }
 
-// The backward pass of one thread.
+// The backward pass of such tasks.
 class Backward {
  public:
   Backward(const Shape& shape, const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
@@ -506,6 +512,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Shape shape(query, key, value, scale);
   TORCH_CHECK(grad_output.is_contiguous() && output.is_contiguous() && logs.is_contiguous(),
               "gradient, output and logarithms must be contiguous");
+  TORCH_CHECK(output.sizes() == at::IntArrayRef({shape.R, shape.T, shape.H, shape.d}) &&
+                  grad_output.sizes() == output.sizes() && grad_output.scalar_type() == at::kBFloat16 &&
+                  logs.sizes() == at::IntArrayRef({shape.R, shape.H, shape.T}),
+              "gradient ", grad_output.sizes(), ", output ", output.sizes(), " and logarithms ", logs.sizes(),
+              " do not belong to query ", query.sizes());
   Tensor grad_query = at::empty({shape.R, shape.T, shape.H, shape.d}, query.options());
   Tensor grad_key = at::empty({shape.R, shape.tasks, shape.N, shape.d}, query.options());
   Tensor grad_value = at::empty_like(grad_key);

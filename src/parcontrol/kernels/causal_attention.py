@@ -20,7 +20,7 @@ from parcontrol.cache import build_once, cache_directory
 from parcontrol.parscale.modeling_parscale import has_cpp_compiler
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-NEEDED = ("amx_bf16", "avx512_bf16", "avx512_bw", "avx512_dq", "avx512_vl")
+NEEDED = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512_bw", "avx512_dq", "avx512_vl")
 # Named one by one, not by -march=native: a cache may be shared by machines that differ in the rest.
 FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
@@ -38,9 +38,12 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     Needs `is_available()`. Under autocast, factors are cast to bfloat16.
 
     Args:
-        query: [R, H, T, d] in bfloat16; d is a multiple of 32.
+        query: [R, H, T, d] in bfloat16; d is a multiple of 32, columns are adjacent, rows an even number apart.
         key: [R, G, K + T, d], the prefix first; value like it.
         scale: Factor of the scores, positive; 1/√d if not given.
+
+    Raises:
+        RuntimeError: Shapes, types, strides or scale are others.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return cast(Tensor, torch.ops.parcontrol.causal_attention(query, key, value, scale)[0])
