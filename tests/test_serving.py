@@ -41,16 +41,12 @@ class Server:
 
     directory: Path
     process: subprocess.Popen[str]
-    url: str
+    client: openai.OpenAI
     log: Path
 
     @property
     def name(self) -> str:
         return str(self.directory)
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=60)
 
     def end(self, signum: signal.Signals) -> tuple[int, str]:
         """Sends a signal; returns the exit code and what came on stderr."""
@@ -102,7 +98,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator[
 
     It is not told to be offline: the Hub within its reach shows that it asks for nothing.
     """
-    processes = []
+    processes, clients = [], []
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
 
     def start(directory: Path) -> Server:
@@ -117,9 +113,13 @@ def start(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator[
         line = process.stdout.readline()
         found = re.fullmatch(rf"serving {re.escape(str(directory))} on \w+: (http://127\.0\.0\.1:\d+/v1)\n", line)
         assert found, (line, log.read_text())
-        return Server(directory, process, found[1], log)
+        # One client for a server, closed at the end: left to the garbage collector, its sockets warn in other tests.
+        clients.append(openai.OpenAI(base_url=found[1], api_key="none", max_retries=0, timeout=60))
+        return Server(directory, process, clients[-1], log)
 
     yield start
+    for client in clients:
+        client.close()
     for process in processes:
         process.kill()
         process.communicate()
@@ -182,7 +182,7 @@ def test_other_models_are_neither_served_nor_loaded(server: Server, tiny_model_d
         with pytest.raises(openai.BadRequestError) as refused:
             create(model=str(tiny_model_dir), max_tokens=1, **question)  # type: ignore[call-overload]
         assert server.name in refused.value.response.text
-    root = client.with_options(base_url=server.url.removesuffix("/v1"))
+    root = client.with_options(base_url=str(client.base_url).removesuffix("/v1/"))
     loaded = root.post("/load_model", cast_to=str, body={"model": str(tiny_model_dir)})
     assert '"status": "error"' in loaded
     assert "is not served here" in loaded
