@@ -295,6 +295,26 @@ def test_two_processes_of_a_machine_do_not_evaluate_one_model(board: Board) -> N
     assert board.request(path).status is Status.FINISHED
 
 
+def test_a_directory_that_another_worker_removes_while_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "model"
+
+    def met_it_then_it_was_gone(*_: object) -> None:
+        raise FileExistsError(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.mkdir", met_it_then_it_was_gone)
+        with spool.locked(directory) as held:
+            assert not held
+    with spool.locked(directory) as held:
+        assert held
+    assert not directory.exists()
+    directory.touch()  # which no waiting mends
+    with pytest.raises(FileExistsError), spool.locked(directory):
+        pass
+
+
 def test_direct_evaluation_needs_no_request(board: Board) -> None:
     outcome = board.worker(conditions=Conditions(limit=3)).evaluate(MODEL, TASKS)
     assert (sorted(outcome.done), outcome.failed) == (sorted(TASKS), {})

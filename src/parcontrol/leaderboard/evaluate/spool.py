@@ -154,10 +154,13 @@ def locked(directory: Path) -> Iterator[bool]:
 
     An empty directory is removed at the end.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except FileNotFoundError:  # its holder removed it this moment
+    except (FileExistsError, FileNotFoundError):
+        if directory.is_file():
+            raise
+        # Its holder removed it this moment: after mkdir had met it and before it looked what it was, or later.
         yield False
         return
     try:
