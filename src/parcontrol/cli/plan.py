@@ -25,16 +25,14 @@ def print_plan(runs: Sequence[PlannedRun]) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column in ("run", "state", "directory") else "right", no_wrap=True)
     for run in runs:
-        config, expected = run.config, estimates.get(run.name)
+        config = run.config
         table.add_row(
             escape(run.name),
             str(config.parscale.P),
             str(config.training.seed),
             f"{run.total_tokens:,}",
             f"{config.total_steps:,}",
-            "unknown" if expected is None else str(expected.streams_per_pass),
-            "unknown" if expected is None else f">= {format_duration(expected.seconds)}",
-            "unknown" if expected is None else _gib(expected.memory_bytes),
+            *_estimated(estimates.get(run.name)),
             run.state,
             escape(str(config.run_directory)),
         )
@@ -71,5 +69,9 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
     ]
 
 
-def _gib(number: float) -> str:
-    return f"~ {number / 2**30:.2f} GiB"
+def _estimated(expected: Estimate | None) -> tuple[str, str, str]:
+    """Streams per pass, time and memory of a run, as the table has them."""
+    if expected is None:
+        return "unknown", "unknown", "unknown"
+    memory = f"~ {expected.memory_bytes / 2**30:.2f} GiB"
+    return str(expected.streams_per_pass), f">= {format_duration(expected.seconds)}", memory

@@ -266,6 +266,9 @@ struct Shape {
     heads = R * G % threads == 0 || R * G >= 8 * threads ? H / G : 1;
     tasks = H / heads;
   }
+
+  // Where query t of a head begins in a [R, T, H, d] tensor.
+  int64_t row(int64_t r, int64_t h, int64_t t) const { return ((r * T + t) * H + h) * d; }
 };
 
 // Row r and head h of a [R, H, rows, d] tensor.
@@ -331,7 +334,7 @@ class Forward {
       (load(&peaks[i]) * factor + norm.log2()).store(&norms[i]);
     }
     std::copy_n(norms.data(), count, logs + (r * shape.H + h) * T + q);
-    store_transpose(sums.data(), d, 1.0f, output + ((r * T + q) * shape.H + h) * d, shape.H * d, count);
+    store_transpose(sums.data(), d, 1.0f, output + shape.row(r, h, q), shape.H * d, count);
   }
 
   // Of 16 queries, from i: scores of a block of n keys -> probabilities, up to a factor, as columns of a right factor.
@@ -435,7 +438,7 @@ class Backward {
       product(&key_columns[k * d], d, &ds_pairs[first * KEYS], KEYS, &dq[first * d], d, d, seeing, n, k > 0);
     }
     for (int64_t i = 0; i < count; i += STRIP)
-      store_transpose(&dq[i * d], d, scale, grad_query + row(r, h, q + i), shape.H * d, std::min(STRIP, count - i));
+      store_transpose(&dq[i * d], d, scale, grad_query + shape.row(r, h, q + i), shape.H * d, std::min(STRIP, count - i));
   }
 
   // Queries and gradients of the output as right factors, logarithms, and inner products of gradient and output.
@@ -445,7 +448,7 @@ class Backward {
       const Strip q_rows(matrix(query, r, h), query.stride(2), q + i, T, d, spare);
       pack_right(q_rows, d, &queries[i * TILE], QUERIES);
       pack_right_transpose(q_rows, d, &query_columns[i * d]);
-      const Strip g_rows(grad_output + row(r, h, 0), stride, q + i, T, d, spare);
+      const Strip g_rows(grad_output + shape.row(r, h, 0), stride, q + i, T, d, spare);
       pack_right(g_rows, d, &grads[i * TILE], QUERIES);
       pack_right_transpose(g_rows, d, &grad_columns[i * d]);
     }
@@ -453,7 +456,7 @@ class Backward {
     std::copy_n(logs + (r * shape.H + h) * T + q, count, log.data());
     inner.fill(0.0f);
     for (int64_t i = 0; i < count; i++) {
-      const int64_t start = row(r, h, q + i);
+      const int64_t start = shape.row(r, h, q + i);
       __m512 sum = _mm512_setzero_ps();
       for (int64_t c = 0; c < d; c += STRIP)
         sum = _mm512_dpbf16_ps(sum, load_bf16(grad_output + start + c), load_bf16(output + start + c));
@@ -490,9 +493,6 @@ class Backward {
       store_interleaved(high[0], high[1], pairs_high + j * TILE);
     }
   }
-
-  // Where query q of a head begins in a [R, T, H, d] tensor.
-  int64_t row(int64_t r, int64_t h, int64_t q) const { return ((r * shape.T + q) * shape.H + h) * shape.d; }
 
   const Shape& shape;
   const Tensor &query, &key, &value;
