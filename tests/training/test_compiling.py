@@ -64,6 +64,19 @@ def test_gradients_are_those_of_the_layers_as_they_are(
 
 @needs_compiler
 @pytest.mark.full
+def test_many_groups_of_streams_compile_no_more_than_two(make_config: MakeConfig) -> None:
+    def graphs(P: int) -> int:
+        torch._dynamo.reset()
+        counters.clear()
+        config = make_config(parscale__P=P, training__streams_per_pass=1, training__compile=True)
+        step_gradients(loop_for(config, architecture="Llama"))
+        return counters["stats"]["unique_graphs"]
+
+    assert graphs(8) == graphs(2)
+
+
+@needs_compiler
+@pytest.mark.full
 def test_a_resumed_run_is_the_same_to_the_bit(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_config("whole", training__compile=True)
     result = run(whole)

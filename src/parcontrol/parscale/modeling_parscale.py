@@ -104,7 +104,7 @@ def prefix_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     num_streams: int = 1,
-    first_stream: int = 0,
+    streams: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention in which every query also sees its stream's whole prefix.
@@ -116,7 +116,8 @@ def prefix_attention(
         query: [P·B, H, T, d]; key, value: [P·B, G, S, d], already rotated.
         attention_mask: boolean or additive [P·B or 1, 1, T, S] over real keys; None for causal or a single query.
         num_streams: streams P in the rows.
-        first_stream: which of the module's streams the first rows belong to.
+        streams: which of the module's streams they are [P], int64; None for the first ones. A tensor, as a number
+            would have torch.compile make kernels for every value of it.
 
     Returns:
         output [P·B, T, H, d] and, with eager attention, the probabilities [P·B, H, T, K + S].
@@ -129,9 +130,11 @@ def prefix_attention(
     if attention_mask is None and num_queries > 1:
         # Without a mask the keys are exactly the queries' own; a static cache hands over its unused tail as well.
         key, value = key[:, :, :num_queries], value[:, :, :num_queries]
-    streams = slice(first_stream, first_stream + num_streams)
-    key = torch.cat([_prefix_rows(module.prefix_k[streams], key), key], dim=2)
-    value = torch.cat([_prefix_rows(module.prefix_v[streams], value), value], dim=2)
+    prefix_k, prefix_v = (
+        x[:num_streams] if streams is None else x.index_select(0, streams) for x in (module.prefix_k, module.prefix_v)
+    )
+    key = torch.cat([_prefix_rows(prefix_k, key), key], dim=2)
+    value = torch.cat([_prefix_rows(prefix_v, value), value], dim=2)
     prefix_length = module.prefix_k.shape[2]
     kernel = getattr(module, "causal_kernel", None)
     if kernel is not None and _takes_kernel(module, query, attention_mask, **kwargs):
@@ -314,7 +317,7 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if streams is not None:
             self._check_streams(streams)
-        first_stream, P = (0, self.active_streams) if streams is None else (streams.start, len(streams))
+        P = self.active_streams if streams is None else len(streams)
         inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
         if not self.config.prefix_length:
             # P = 1 of the official checkpoints: the plain backbone, in its own words.
@@ -335,7 +338,7 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
             attention_mask=_repeat_rows(attention_mask, P, B),
             position_ids=_repeat_rows(position_ids, P, B),
             num_streams=P,
-            first_stream=first_stream,
+            streams=None if streams is None else torch.arange(P, device=inputs_embeds.device) + streams.start,
             **inputs,
         )
         h_PBTD = out.last_hidden_state.unflatten(0, (P, B))
