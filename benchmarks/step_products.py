@@ -23,6 +23,7 @@ from harness import ratio, report, side_by_side
 from training_step import peft_models, peft_step, step_parser
 
 from parcontrol.training.compiling import compile_layers
+from parcontrol.training.freed_memory import freed_memory_kept
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU, output_head
 
 CLAIM = 1.6
@@ -110,7 +111,8 @@ def main():
             "compiled": peft_step(model, head, ids_BT, compiled=True),
             "products": lambda pairs=pairs: multiply(pairs),
         }
-        seconds = side_by_side(candidates, args.rounds)
+        with freed_memory_kept(model.device):  # as the steps of a run have it
+            seconds = side_by_side(candidates, args.rounds)
         found = {"P": model.config.parscale_n, "T": T, "claim": CLAIM}
         for name in ("step", "compiled"):
             found[f"{name}_over_products"] = ratio(seconds[name], seconds["products"])

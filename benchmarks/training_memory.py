@@ -27,6 +27,7 @@ from parcontrol.diagnostics.memory import MemoryMonitor
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
 from parcontrol.training.device import choose_precision
 from parcontrol.training.fitting import memory_setting
+from parcontrol.training.freed_memory import freed_memory_kept
 from parcontrol.training.loop import TrainingLoop
 
 CLAIMED_MEMORY, CLAIMED_TIME, CLAIMED_ERROR = 1.25, 1.6, 0.10
@@ -96,8 +97,9 @@ def measure_here(P: int, B: int, T: int, streams_per_pass: int, compiled: bool) 
     libraries = psutil.Process().memory_info().rss
     predicted = peak_bytes(config, size, memory_setting(config.training, precision, size), libraries)
     loop = make_loop(config)
-    for _ in range(STEPS):
-        loop._train_step()
+    with freed_memory_kept(precision.device):
+        for _ in range(STEPS):
+            loop._train_step()
     monitor = MemoryMonitor(precision.device)
     return {"predicted": predicted, "measured": monitor.device_peak_bytes or monitor.peak_bytes, "libraries": libraries}
 
@@ -123,7 +125,8 @@ def memory_row(shape: tuple[int, int, int, int], baseline: float | None, compile
 
 def time_row(P: int, B: int, T: int, rounds: int) -> dict[str, Any]:
     loops = {name: make_loop(make_config(P, B, T, streams)) for name, streams in (("ordinary", P), ("passes", 1))}
-    seconds = side_by_side({name: loop._train_step for name, loop in loops.items()}, rounds)
+    with freed_memory_kept(loops["passes"].precision.device):
+        seconds = side_by_side({name: loop._train_step for name, loop in loops.items()}, rounds)
     over = ratio(seconds["passes"], seconds["ordinary"])
     return {"P": P, "B": B, "T": T, "passes_over_ordinary": over, "claim": CLAIMED_TIME, "seconds": seconds}
 

@@ -25,8 +25,8 @@ _TRAINING_STATE = 3 * _FLOAT32
 # times their bytes, and a step this many bytes whatever its size (benchmarks/training_memory.py).
 _CPU_HOLES = 1.41
 _CPU_FIXED = 87e6
-_COMPILED_HOLES = 1.18
-_COMPILED_FIXED = 205e6  # what the compiler itself has taken, too
+_COMPILED_HOLES = 1.30
+_COMPILED_FIXED = 125e6  # what the compiler itself has taken, too
 # Layers whose activations are there at once where each is computed again; on a CPU holes included.
 _RECOMPUTED_LAYERS, _RECOMPUTED_LAYERS_CPU = 2, 4
 # Tokens that the aggregator mixes at a time where not all streams are kept.

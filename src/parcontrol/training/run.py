@@ -17,6 +17,7 @@ from parcontrol.training.device import choose_precision
 from parcontrol.training.failures import explained, steps_explained
 from parcontrol.training.finish import finish
 from parcontrol.training.fitting import MemoryPlan
+from parcontrol.training.freed_memory import freed_memory_kept
 from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.meta import pinned, recorded_meta, write_meta
 from parcontrol.training.model import Start, build_model, load_start, measure_backbone
@@ -106,7 +107,7 @@ def _train(config: RunConfig, directory: RunDirectory, processes: Processes) -> 
                 checkpoint.restore(loop)
             if corpus is not None:
                 write_meta(directory, before, loop, corpus, start, validation)
-            with steps_explained(config, plan):
+            with steps_explained(config, plan), freed_memory_kept(precision.device):
                 loop.run()
             return finish(directory, loop, start.tokenizer, validation, backbone, memory)
 
