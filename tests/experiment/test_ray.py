@@ -81,7 +81,7 @@ def test_two_workers_train_three_runs_and_a_failed_one_is_reported(ray_sweep: St
 
 @pytest.mark.full
 def test_a_signal_and_then_a_kill_and_the_sweep_goes_on(ray_sweep: StartRay, runs: list[PlannedRun]) -> None:
-    first = ray_sweep(**SLOW)
+    first = ray_sweep(FAKE_STEP_SECONDS="1")  # the second worker may come seconds after the first
     wait_for(lambda: step_of(runs[0]) >= 2 and step_of(runs[1]) >= 2, seconds=200)
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate()
