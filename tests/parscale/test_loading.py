@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from parcontrol.parscale.loading import base_model_license, load_backbone, resolve_model
 
@@ -31,6 +32,24 @@ def test_what_cannot_be_had_is_named(tiny_model_dir, tmp_path):
     shutil.copytree(tiny_model_dir, without_tokenizer, ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(ValueError, match=f"model '{without_tokenizer}' cannot be loaded"):
         load_backbone(str(without_tokenizer))
+
+
+def test_damaged_weights_are_refused_with_what_is_wrong(tiny_model_dir, tmp_path):
+    with pytest.raises(ValueError, match="there is no such directory"):
+        load_backbone(str(tmp_path / "nowhere"))
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if name.endswith("up_proj.weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"cannot be loaded: it lacks 1 of its weights, such as {lost}$"):
+        load_backbone(str(model))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"model '{model}' cannot be loaded: .*header"):
+        load_backbone(str(model))
+    weights.unlink()
+    with pytest.raises(ValueError, match=f"model '{model}' cannot be loaded: .*safetensors"):
+        load_backbone(str(model))
 
 
 def test_a_licence_is_never_guessed(tiny_model_dir, tmp_path):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
@@ -37,26 +38,34 @@ def load_backbone(
         mirror: directory with `models/<id>`, tried before the Hub.
 
     Raises:
-        ValueError: when the model cannot be had, with transformers' reason.
+        ValueError: when the model cannot be had, with transformers' reason, or lacks weights.
     """
-    source = resolve_model(name, mirror)
+    directory = local_copy("models", name, mirror)
+    if directory is None and is_path(name):
+        raise ValueError(f"model {name!r} cannot be loaded: there is no such directory")
+    source = str(directory or name)
     limit_waiting()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         if not tokenizer("text", add_special_tokens=False)["input_ids"]:
             # What transformers makes of a directory without tokenizer files: one that knows no word.
             raise ValueError("its tokenizer is empty; the tokenizer's files are missing")
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        if is_path(name) and source == name:
-            raise ValueError(f"model {name!r} cannot be loaded: there is no such directory") from error
-        looked = f"{source!r}" if source == name else f"{name!r} (at {source!r})"
-        raise ValueError(
-            f"model {looked} cannot be loaded: {' '.join(str(error).split())} "
-            f"(without a network name a directory, or let {MIRROR_VARIABLE} name a mirror)"
-        ) from error
+        model, info = loaded
+        missing = sorted(info["missing_keys"])
+        if missing:  # transformers draws them at random, and says so in a table that scrolls away
+            raise ValueError(f"it lacks {len(missing)} of its weights, such as {missing[0]}")
+    except (OSError, ValueError, SafetensorError) as error:
+        looked = f"{name!r}" if source == name else f"{name!r} (at {source!r})"
+        hint = "" if directory else f" (without a network name a directory, or let {MIRROR_VARIABLE} name a mirror)"
+        raise ValueError(f"model {looked} cannot be loaded: {' '.join(str(error).split())}{hint}") from error
     return model.to(device), tokenizer
 
 
