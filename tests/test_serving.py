@@ -198,6 +198,12 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(server: Server) -> N
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_without_tokens_is_refused(server: Server, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match="the prompt '' has no tokens"):
+        server.client.completions.create(model=server.name, prompt="", stream=stream)
+
+
 def test_without_chat_template_prompts_are_continued_and_chats_refused(start: Start, save_model: Any) -> None:
     server = start(save_model(2, chat_template=None))
     assert "has no chat template" in server.log.read_text()

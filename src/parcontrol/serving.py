@@ -85,7 +85,8 @@ def build_app(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     """Returns transformers' application (FastAPI) around one model.
 
     What a request asks for and transformers refuses with ValueError, such as a chat without chat template or a negative
-    temperature, is answered with status 400 and the reason; transformers would answer 500 without one.
+    temperature, is answered with status 400 and the reason; transformers would answer 500 without one. So is a prompt
+    without tokens.
 
     Args:
         name: How requests name the model; another name is refused with status 400.
@@ -131,6 +132,15 @@ def build_app(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         def get_gen_models(self) -> list[dict[str, Any]]:  # type: ignore[override]  # static and cached there
             return [self.entry]
 
+    class Completions(CompletionHandler):
+        """Refuses a prompt that there is nothing to continue from, on which generation would fail."""
+
+        async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+            prompt = body.get("prompt", "")
+            if isinstance(prompt, str) and not tokenizer(prompt)["input_ids"]:
+                raise ValueError(f"the prompt {prompt!r} has no tokens: at least one is needed")
+            return await super().handle_request(body, request_id)
+
     async def refuse(_request: Request, error: Exception) -> JSONResponse:
         logger.warning("refused: %s", error)
         kind, status = ("server_error", 503) if isinstance(error, EndingError) else ("invalid_request_error", 400)
@@ -140,7 +150,7 @@ def build_app(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     app = build_server(
         manager,
         ChatCompletionHandler(manager, state),
-        completion_handler=CompletionHandler(manager, state),
+        completion_handler=Completions(manager, state),
         response_handler=ResponseHandler(manager, state),
         transcription_handler=TranscriptionHandler(manager, state),
         systemone_handler=SystemOneHandler(manager, state),
