@@ -49,12 +49,12 @@ def matrix(table: pd.DataFrame, specs: Sequence[TaskSpec]) -> Matrix:
         models=tuple(label for label, keep in zip(row_labels(table), rows, strict=True) if keep),
         columns=tuple(column.label for column in columns),
         values=values,
-        goodness=_scaled(values * sign),
+        goodness=scaled(values * sign),
     )
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """From 0 to 1 within each column."""
+def scaled(values: np.ndarray) -> np.ndarray:
+    """Values [N, columns], each column of which has one, from 0 to 1 within their column; 0.5 where all are equal."""
     low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
     spread = np.where(high > low, high - low, 1)
     return np.where(high > low, (values - low) / spread, np.where(np.isnan(values), np.nan, 0.5))

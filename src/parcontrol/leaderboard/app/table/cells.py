@@ -14,6 +14,7 @@ from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.markup import harmless
 from parcontrol.leaderboard.app.table.selection import AVERAGES, MODEL_COLUMNS, coverage, metric_columns, type_words
 from parcontrol.leaderboard.app.view import View
+from parcontrol.leaderboard.matrix import scaled
 from parcontrol.leaderboard.model_source import NOT_STATED
 from parcontrol.leaderboard.records import ModelType
 
@@ -115,11 +116,9 @@ def _value_cells(
 
 def _shades(values: np.ndarray, higher_is_better: bool) -> np.ndarray:
     """How good values are among those of their column: from 0, the worst, to 9; missing ones get 0."""
-    known = values[~np.isnan(values)]
-    if not len(known) or known.min() == known.max():
-        return np.full(len(values), _SHADES // 2)
-    goodness = (values - known.min()) / (known.max() - known.min())
-    goodness = goodness if higher_is_better else 1 - goodness
+    if np.isnan(values).all():
+        return np.zeros(len(values), int)
+    goodness = scaled(values if higher_is_better else -values)
     return np.nan_to_num(np.minimum(goodness * _SHADES, _SHADES - 1)).astype(int)
 
 

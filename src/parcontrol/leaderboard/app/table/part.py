@@ -10,6 +10,7 @@ import gradio as gr
 
 from parcontrol.leaderboard.app.board import Board
 from parcontrol.leaderboard.app.markup import render
+from parcontrol.leaderboard.app.measures import GROUPS
 from parcontrol.leaderboard.app.part import QUIET, Context, Part
 from parcontrol.leaderboard.app.table.cells import cells_of
 from parcontrol.leaderboard.app.table.headings import headings
@@ -21,21 +22,20 @@ from parcontrol.leaderboard.app.table.selection import (
     select_places,
 )
 from parcontrol.leaderboard.app.view import LONGEST, View
-from parcontrol.leaderboard.registry import GROUPS, registry
+from parcontrol.leaderboard.registry import registry
 
 PAGE_ROWS = 50
 MOST_COMPARED = 5
 MODEL = "Model"  # the group of the columns that say something of the model itself
-# Columns of tasks in the order in which they stand: what the page is for comes first.
-COLUMN_GROUPS = (MODEL, "Faithfulness", "Factuality", "Other")
-assert set(COLUMN_GROUPS) == {MODEL, *GROUPS}
 
 
 @cache
 def group_columns() -> Mapping[str, Sequence[str]]:
     """Returns the headings that can be chosen, by group, in the order of the table."""
-    tasks = {group: [c.label for spec in registry() if spec.group == group for c in spec.columns] for group in GROUPS}
-    return {MODEL: list(MODEL_COLUMNS)} | {group: tasks[group] for group in COLUMN_GROUPS if group != MODEL}  # type: ignore[index]
+    groups: dict[str, Sequence[str]] = {MODEL: list(MODEL_COLUMNS)}
+    for group in GROUPS:
+        groups[group] = [column.label for spec in registry() if spec.group == group for column in spec.columns]
+    return groups
 
 
 @cache
