@@ -166,7 +166,7 @@ def holder(path: Path, program: str = HOLD) -> subprocess.Popen[str]:
 def test_a_second_process_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with holder(path) as process:
-        with pytest.raises(ValueError, match=f"process {process.pid} trains there"):
+        with pytest.raises(ValueError, match=f"process {process.pid} works there"):
             RunDirectory.open_for_training(config_for(path))
         assert RunDirectory(path).read_config() == config_for(path)  # reading needs no lock
         process.send_signal(signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_a_second_run_in_the_same_process_is_refused(tmp_path: Path) -> None:
     config = config_for(tmp_path / "run")
     with (
         RunDirectory.open_for_training(config),
-        pytest.raises(ValueError, match=f"process {os.getpid()} trains there"),
+        pytest.raises(ValueError, match=f"process {os.getpid()} works there"),
     ):
         RunDirectory.open_for_training(config)
     RunDirectory.open_for_training(config).close()

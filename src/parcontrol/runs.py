@@ -7,6 +7,7 @@
     streams.jsonl      use of the streams
     checkpoints/       step_* (to resume from) and final (to load with transformers)
     result.json        written last: a run is finished when it exists
+    revalidation/      a finished run, measured again on more text
 
 Only this module knows these names. Every write is durable before it returns and leaves either the
 old content or the new, because a run is killed, or meets a full disk, at any moment.
@@ -39,6 +40,8 @@ _PROVENANCE = "provenance.jsonl"
 _CHECKPOINTS = "checkpoints"
 _FINAL = "final"
 _VALIDATION_DOCUMENTS = "validation_documents.npz"
+_REVALIDATION = "revalidation"
+_REVALIDATION_DOCUMENTS = "documents.npz"
 _LOCK = ".lock"
 _STEP = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial-"
@@ -79,12 +82,12 @@ class RunDirectory:
             resume: Whether a run that is already there may be continued.
 
         Raises:
-            ValueError: Another process trains there, the directory holds a run of another
+            ValueError: Another process works there, the directory holds a run of another
                 configuration or something else, it holds a run and `resume` is false, or it
                 cannot be made or written.
         """
         run = cls(config.run_directory)
-        with _writable(run.path):
+        with _writable(run.path, ": choose another output_dir"):
             if run.path.exists() and not run.path.is_dir():
                 raise ValueError(f"{run.path} is no directory: choose another output_dir")
             foreign = run._foreign_entries()
@@ -93,13 +96,29 @@ class RunDirectory:
                     f"{run.path} holds no run but other files ({', '.join(foreign[:3])}): choose another output_dir"
                 )
             run.path.mkdir(parents=True, exist_ok=True)
-            run._lock()
+            run._lock(", or choose another output_dir")
         try:
             run._check_or_write_config(config, resume)
             run._remove_partial_files()
         except BaseException:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def open_finished(cls, path: str | Path) -> RunDirectory:
+        """Opens and locks the directory of a finished run, to add to it.
+
+        Raises:
+            ValueError: There is no finished run, another process works there, or it cannot be written.
+        """
+        run = cls(path)
+        if not run.finished:
+            raise ValueError(f"{run.path} is not finished: it has no {_RESULT}")
+        with _writable(run.path):
+            run._lock()
+        _settle_replaced(run.path / _REVALIDATION)
+        run._remove_partial_files()
         return run
 
     def close(self) -> None:
@@ -190,6 +209,22 @@ class RunDirectory:
         """
         return _read_json(self.path / _RESULT)
 
+    @contextmanager
+    def writing_revalidation(self, record: Mapping[str, Any]) -> Iterator[Path]:
+        """Yields where the losses by document go; with the end of the block, the revalidation is there as a whole."""
+        with atomic_directory(self.path / _REVALIDATION) as directory:
+            yield directory / _REVALIDATION_DOCUMENTS
+            (directory / _RESULT).write_text(_to_json(record, indent=2) + "\n", encoding="utf-8")
+
+    def read_revalidation(self) -> Record | None:
+        """Returns the record of `writing_revalidation`; None where the run was not measured again.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        directory = self.path / _REVALIDATION
+        return _read_json(directory / _RESULT) if directory.exists() else None
+
     # --- records, one JSON line each ---
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -241,6 +276,11 @@ class RunDirectory:
         """The per-document losses of the last validation."""
         return self.path / _VALIDATION_DOCUMENTS
 
+    @property
+    def revalidation_documents_path(self) -> Path:
+        """The per-document losses of the measurement that was made after the run."""
+        return self.path / _REVALIDATION / _REVALIDATION_DOCUMENTS
+
     def checkpoint_path(self, step: int) -> Path:
         """Returns the directory of the periodic checkpoint taken after `step` optimiser steps."""
         assert step >= 0, step
@@ -272,7 +312,7 @@ class RunDirectory:
         # Asked last: the configuration may be among them, of a process that has begun the run just now.
         return [] if self.exists else foreign
 
-    def _lock(self) -> None:
+    def _lock(self, other_place: str = "") -> None:
         fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -280,8 +320,7 @@ class RunDirectory:
             holder = os.read(fd, 32).decode() or "unknown"
             os.close(fd)
             raise ValueError(
-                f"{self.path} is in use: process {holder.strip()} trains there; "
-                "wait for it, or choose another output_dir"
+                f"{self.path} is in use: process {holder.strip()} works there; wait for it{other_place}"
             ) from error
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
@@ -317,14 +356,14 @@ class RunDirectory:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def _writable(path: Path, remedy: str = "") -> Iterator[None]:
     """Raises ValueError where a path itself cannot be had; what the machine runs out of passes."""
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise
-        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another output_dir") from error
+        raise ValueError(f"{path} cannot be written ({error.strerror}){remedy}") from error
 
 
 @contextmanager
@@ -337,11 +376,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     leaves the old one beside, from where the next call for the same path restores it.
     """
     path = Path(path)
-    old = path.with_name(f".{path.name}.replaced")
     partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists():
-        _remove(old) if path.exists() else os.rename(old, path)
+    old = _settle_replaced(path)
     _remove(partial)
     partial.mkdir()
     try:
@@ -357,6 +394,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
     _sync(path.parent)
     _remove(old)
+
+
+def _settle_replaced(path: Path) -> Path:
+    """Restores what a killed `atomic_directory` left beside, or removes it; returns where that is."""
+    old = path.with_name(f".{path.name}.replaced")
+    if old.exists():
+        _remove(old) if path.exists() else os.rename(old, path)
+    return old
 
 
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ MODEL = {
     "tie_word_embeddings": True,
 }
 PARAMETERS = 107_000_000
+RUN_ID = "0123456789ab"
 BACKBONE_LOSS = 2.476
 # Nats per token by which each P lies below the frozen backbone.
 GAINS = {1: 0.080, 2: 0.095, 4: 0.107, 8: 0.115}
@@ -89,6 +90,30 @@ def write_run(
             outcome = _result(P, loss, sums, parameters, TOKENS if tokens is None else tokens)
             run.write_result(outcome | dict(result or {}))
     return run
+
+
+def write_revalidation(
+    run: RunDirectory, loss: float, backbone_loss: float = BACKBONE_LOSS, documents: int = 120, **changes: Any
+) -> None:
+    """Measures a planted run again, on other documents."""
+    tokens, backbone = planted_documents(documents, seed=1)
+    sums = {
+        "tokens": tokens,
+        "loss_sum": (backbone + loss - BACKBONE_LOSS) * tokens,
+        "backbone_loss_sum": (backbone + backbone_loss - BACKBONE_LOSS) * tokens,
+    }
+    record = {
+        "run_id": RUN_ID,
+        "validation_tokens": 30_000,
+        "validation_documents": documents,
+        "validation_predicted_tokens": int(tokens.sum()),
+        "validation_sha256": "e" * 64,
+        "backbone_validation_loss": float(sums["backbone_loss_sum"].sum() / tokens.sum()),
+        "final_validation_loss": float(sums["loss_sum"].sum() / tokens.sum()),
+        "process": _meta(run.read_config(), 0, {})["processes"][0],
+    }
+    with run.writing_revalidation(record | changes) as path:
+        np.savez(path, **sums)
 
 
 def write_sweep(
@@ -163,7 +188,6 @@ def _result(P: int, loss: float, sums: Mapping[str, np.ndarray], parameters: int
         "steps": STEPS,
         "tokens": tokens,
         "backbone_validation_loss": float(sums["backbone_loss_sum"].sum() / total),
-        "initial_validation_loss": loss + 0.15,
         "final_validation_loss": float(sums["loss_sum"].sum() / total),
         "validation_predicted_tokens": total,
         "validation_sha256": "a" * 64,
@@ -181,7 +205,7 @@ def _result(P: int, loss: float, sums: Mapping[str, np.ndarray], parameters: int
 
 def _meta(config: Any, parameters: int, process: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "run_id": "0123456789ab",
+        "run_id": RUN_ID,
         "model": config.model.name,
         "dataset": config.data.repo,
         "dataset_revision": "5" * 40,

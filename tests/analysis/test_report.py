@@ -18,7 +18,8 @@ from parcontrol.analysis import report_plots
 from parcontrol.analysis.findings import analyse
 from parcontrol.analysis.report import compose, escape_markdown, file_name, generate_report, inline_svg
 from parcontrol.analysis.results import load_experiment_results
-from tests.analysis.sweeps import BACKBONE_LOSS, GAINS, write_run, write_sweep
+from parcontrol.runs import RunDirectory
+from tests.analysis.sweeps import BACKBONE_LOSS, GAINS, write_revalidation, write_run, write_sweep
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -243,6 +244,31 @@ def test_the_summary_says_the_planted_differences_with_their_uncertainty(whole):
     worth = data["laws"][0]["worth"][-1]
     assert f"P = 8 streams are worth {worth['factor']:.3f}× the parameters here" in text
     assert "the paper's fits say 1.818× on Stack-V2-Python and 1.695× on Pile" in text
+
+
+def test_what_was_measured_after_training_is_said_wherever_it_matters(tmp_path, undrawn):
+    write_sweep(tmp_path / "sweep", streams=(1, 2), loss=lambda P, seed: 2.4)
+    for P, final in ((1, 2.30), (2, 2.27)):
+        write_revalidation(RunDirectory(tmp_path / "sweep" / f"P{P}"), final)
+    files = report_on(tmp_path / "sweep", to=tmp_path / "out")
+    text = page_of(files).text
+    assert re.search(r"Losses were measured again after training, on [\d,]+ tokens of 120 documents\.", text)
+    assert "P = 2 ends 0.0300 nats per token below P = 1" in text
+    assert "Final losses were measured again afterwards: they need not be where the lines end." in text
+    assert "e" * 64 in text
+    with files["Planted_runs.csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["final_validation_loss"]) for row in rows] == pytest.approx([2.30, 2.27])
+    assert [row["measured_again"] for row in rows] == ["2026-01-02T03:04:05+00:00"] * 2
+
+
+def test_the_curves_keep_the_backbone_that_was_measured_with_them(tmp_path):
+    run = write_run(tmp_path / "P1", 1)
+    write_revalidation(run, 2.3, backbone_loss=BACKBONE_LOSS + 0.01)
+    (found,) = analyse(load_experiment_results(tmp_path)).sweeps
+    (axes,) = report_plots.loss_over_tokens(found, report_plots.Palette([1])).axes
+    (level,) = {float(line.get_ydata()[0]) for line in axes.lines if len(set(line.get_ydata())) == 1}
+    assert level == pytest.approx(BACKBONE_LOSS)
 
 
 def test_shards_hashes_and_revisions_are_there(whole):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parcontrol.analysis.results import load_experiment_results
-from tests.analysis.sweeps import STEPS, TOKENS, write_run, write_sweep
+from tests.analysis.sweeps import STEPS, TOKENS, write_revalidation, write_run, write_sweep
 
 
 def test_a_sweep_is_read_whole_and_in_order(tmp_path):
@@ -47,6 +47,46 @@ def test_several_directories_of_one_name_get_names_that_tell_them_apart(tmp_path
         write_sweep(tmp_path / place / "sweep", streams=(1,))
     results = load_experiment_results(tmp_path / "a" / "sweep", tmp_path / "b" / "sweep")
     assert [sweep.name for sweep in results.sweeps] == ["a/sweep", "b/sweep"]
+
+
+def test_what_was_measured_again_takes_the_place_of_the_losses_alone(tmp_path):
+    write_revalidation(write_run(tmp_path / "P2", 2, loss=2.5), loss=2.25, documents=120)
+    ((run,),) = [sweep.runs for sweep in load_experiment_results(tmp_path).sweeps]
+    assert run.result.final_validation_loss == pytest.approx(2.5)
+    assert run.outcome.final_validation_loss == pytest.approx(2.25)
+    assert len(run.documents.tokens) == 120
+    assert run.documents.tokens.sum() == run.outcome.validation_predicted_tokens
+    losses = {key for key in type(run.result).model_fields if "validation" in key}
+    assert run.outcome.model_dump(exclude=losses) == run.result.model_dump(exclude=losses)
+
+
+def without_documents(directory):
+    (directory / "documents.npz").unlink()
+
+
+def without_record(directory):
+    (directory / "result.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "damage", "problem"),
+    [
+        ({"run_id": "another"}, None, "it is of run another, but this is run 0123456789ab"),
+        ({"final_validation_loss": None}, None, "its record cannot be used: final_validation_loss is None"),
+        ({}, without_documents, "its losses by document are missing: no file documents.npz"),
+        ({}, without_record, "result.json"),
+    ],
+)
+def test_a_revalidation_that_cannot_be_used_breaks_the_run_and_says_what_to_delete(tmp_path, changes, damage, problem):
+    run = write_run(tmp_path / "P2", 2)
+    write_revalidation(run, loss=2.25, **changes)
+    directory = run.path / "revalidation"
+    if damage:
+        damage(directory)
+    ((broken,),) = [sweep.broken for sweep in load_experiment_results(tmp_path).sweeps]
+    assert broken.problem.startswith("its revalidation cannot be used: ")
+    assert problem in broken.problem
+    assert broken.problem.endswith(f"; delete {directory} to go on without")
 
 
 def test_an_unfinished_run_is_there_and_marked(tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from parcontrol.analysis.results import load_experiment_results
-from parcontrol.analysis.validity import check_sweep, same_documents, why_incomparable
-from tests.analysis.sweeps import BACKBONE_LOSS, GAINS, TOKENS, write_run, write_sweep
+from parcontrol.analysis.validity import belonging, check_sweep, same_documents, why_incomparable
+from parcontrol.runs import RunDirectory
+from tests.analysis.sweeps import BACKBONE_LOSS, GAINS, TOKENS, write_revalidation, write_run, write_sweep
 
 SEEDS = (1, 2, 3)
 
@@ -102,6 +103,46 @@ def test_one_fault_in_one_run_fails_its_check(good, fault):
     allowed = {key, "enough_seeds"} if fault == "an unfinished run" else {key}
     assert set(found) == allowed
     assert words in found[key]
+
+
+def revalidate(sweep, but=()):
+    """Measures the runs of a sweep again, on documents that put them 0.01 nats lower."""
+    (found,) = load_experiment_results(sweep).sweeps
+    for run in found.runs:
+        if run.name not in but:
+            write_revalidation(RunDirectory(run.path), run.outcome.final_validation_loss - 0.01)
+
+
+def test_a_sweep_that_was_measured_again_is_compared_by_that(good):
+    revalidate(good)
+    assert standing_against(good) == {}
+    assert checks_of(good)["equal_validation"].detail.startswith("120 documents, ")
+
+
+def test_a_run_that_was_not_measured_again_with_the_others_is_left_out(good):
+    revalidate(good, but=["P2_seed2"])
+    assert set(standing_against(good)) == {"equal_validation"}
+    (found,) = load_experiment_results(good).sweeps
+    _, left_out = belonging(found.finished)
+    assert {run.name: reason for run, reason in left_out.items()} == {"P2_seed2": "other validation documents"}
+
+
+def test_runs_with_validation_sets_of_their_own_are_comparable_once_all_are_measured_on_the_same(good):
+    longer = {"settings": {"data.validation_tokens": 40_000}, "result": {"validation_sha256": "f" * 64}}
+    replant(good, "P2_seed2", 2, 2, **longer)
+    assert set(standing_against(good)) == {"equal_validation", "equal_configuration"}
+    revalidate(good)
+    assert standing_against(good) == {}
+
+
+def test_runs_that_were_measured_again_by_other_code_are_told_apart(good):
+    revalidate(good, but=["P2_seed2"])
+    process = RunDirectory(good / "P2_seed1").read_revalidation()["process"]
+    other = process | {"git": {"commit": "f" * 40, "dirty": False}}
+    write_revalidation(RunDirectory(good / "P2_seed2"), BACKBONE_LOSS - GAINS[2] - 0.01, process=other)
+    found = standing_against(good)
+    assert set(found) == {"equal_code"}
+    assert "cccccccccc then ffffffffff in P2_seed2" in found["equal_code"]
 
 
 def test_a_missing_run(good):

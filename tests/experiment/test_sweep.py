@@ -163,7 +163,7 @@ def test_a_directory_in_use_for_long_is_a_failure_in_the_run_s_own_words(
     with RunDirectory.open_for_training(runs[0].config):
         statuses = Sweep(runs[:2], Recorder()).run()
     assert states(statuses) == {"P1": "failed", "P2": "finished"}
-    assert f"in use: process {os.getpid()} trains there" in (statuses[0].error or "")
+    assert f"in use: process {os.getpid()} works there" in (statuses[0].error or "")
 
 
 def test_handlers_are_given_back(runs: list[PlannedRun]) -> None:

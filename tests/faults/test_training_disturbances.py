@@ -146,7 +146,7 @@ def test_a_second_run_is_refused_and_the_first_not_disturbed(make_config: MakeCo
     config = make_config("wanted", **LONG_RUN)
     first = Training(config)
     first.wait_for_records(2)
-    assert_refused(Training(config), rf"{first.run.path} is in use: process {first.process.pid} trains there")
+    assert_refused(Training(config), rf"{first.run.path} is in use: process {first.process.pid} works there")
     exit_code, output = first.end()
     assert exit_code == 0, output
     assert_same_run(whole.path, config.run_directory)

@@ -241,7 +241,7 @@ def refused_beside(config: RunConfig, first: Torchrun) -> None:
     code, output = Torchrun(2, [config]).end()
     assert code != 0, output
     assert output.count("error:") == 1, output
-    assert f"error: {config.run_directory} is in use: process {ranks[0].pid} trains there" in output
+    assert f"error: {config.run_directory} is in use: process {ranks[0].pid} works there" in output
     for rank in ranks.values():
         rank.resume()
 

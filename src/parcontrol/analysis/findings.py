@@ -368,8 +368,10 @@ class Findings:
 def run_as_dict(run: Run) -> dict[str, Any]:
     """One run in a flat row: who it is, how far it came, and its result."""
     fields = RunResult.model_fields
-    known = dict.fromkeys(fields) if run.result is None else run.result.model_dump()
-    return {"run": run.name, "P": run.P, "seed": run.seed, "status": run.status, "steps_done": run.step, **known}
+    known = run.outcome.model_dump() if run.finished else dict.fromkeys(fields)
+    again = run.revalidation.process.started if run.revalidation else None
+    who = {"run": run.name, "P": run.P, "seed": run.seed, "status": run.status, "steps_done": run.step}
+    return {**who, "measured_again": again, **known}
 
 
 def analyse(results: Results) -> Findings:

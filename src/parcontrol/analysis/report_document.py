@@ -195,10 +195,23 @@ def _what_ran(found: SweepFindings) -> str:
     models = _and(dict.fromkeys(map(_short_model, runs)))
     each = " each" if len(runs) > 1 else ""
     text = f"{models} trained with P = {_and(found.compared.streams)} on {budget} tokens{each}; {how}."
+    text += _measured_again(runs)
     open_runs = len(found.sweep.unfinished) + len(found.sweep.broken)
     if open_runs:
-        text += f" {open_runs} more {'run is' if open_runs == 1 else 'runs are'} not finished and left out."
+        are = "run is" if open_runs == 1 else "runs are"
+        why = " or cannot be read" if found.sweep.broken else ""
+        text += f" {open_runs} more {are} not finished{why} and left out."
     return text
+
+
+def _measured_again(runs: Sequence[Run]) -> str:
+    """On what final losses were measured, where that happened after training: on the same documents for all runs."""
+    again = {run.name: run.revalidation for run in runs if run.revalidation is not None}
+    if not again:
+        return ""
+    some = "" if len(again) == len(runs) else f" of {_and(again)}"
+    tokens, documents = next((r.validation_predicted_tokens, r.validation_documents) for r in again.values())
+    return f" Losses{some} were measured again after training, on {tokens:,} tokens of {documents:,} documents."
 
 
 def _left_out_words(found: SweepFindings) -> str:
@@ -406,6 +419,8 @@ def _losses(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
         alt = "Validation loss over tokens: " + "; ".join(map(_curve_in_words, found.sweep.runs))
         caption = "Validation loss during training, one line per run"
         caption += "; dotted: not finished." if found.sweep.unfinished else "."
+        if any(run.revalidation for run in found.sweep.finished):
+            caption += " Final losses were measured again afterwards: they need not be where the lines end."
         plots.append(Plot(f"{prefix}loss_over_tokens", alt, caption, report_plots.loss_over_tokens(found, palette)))
     if any(difference.value is not None for difference in found.differences):
         alt = "Differences in loss: " + " ".join(map(_difference_sentence, found.differences))
@@ -683,7 +698,8 @@ def _provenance(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
         facts: dict[str, Callable[[Run], str]] = {
             "data set": lambda run: attrgetter("meta.dataset")(run),
             "its revision": lambda run: attrgetter("meta.dataset_revision")(run),
-            "validation hash": lambda run: attrgetter("meta.validation_sha256")(run),
+            "validation hash, in training": lambda run: attrgetter("meta.validation_sha256")(run),
+            "validation hash, of the final losses": _last_validation,
             "model": lambda run: attrgetter("meta.model")(run),
             "model revision": lambda run: attrgetter("meta.model_revision")(run),
             "tokenizer hash": lambda run: attrgetter("meta.tokenizer_sha256")(run),
@@ -692,6 +708,10 @@ def _provenance(found: SweepFindings, palette: Palette, prefix: str) -> _Body:
         rows = [[name, _one_or_grouped(known, value)] for name, value in facts.items()]
         tables.append(Table("Data and model", ["fact", "value"], rows, (0, 1), prose=(1,)))
     return _Body([], tables + _shard_tables(found))
+
+
+def _last_validation(run: Run) -> str:
+    return run.outcome.validation_sha256 if run.finished else NONE
 
 
 def _one_or_grouped(runs: Sequence[Run], value: Callable[[Run], str]) -> str:

@@ -119,7 +119,7 @@ def loss_over_tokens(found: SweepFindings, palette: Palette) -> Figure:
             linestyle="-" if run.finished else ":",
             label=label,
         )
-    backbone = _backbone_loss(found)
+    backbone = _common([run.result.backbone_validation_loss for run in found.compared.runs if run.result])
     if backbone is not None:
         _draw_backbone(axes, backbone)
     _token_axis(axes)
@@ -133,7 +133,7 @@ def loss_over_streams(found: SweepFindings, palette: Palette) -> Figure:
 
     The frozen backbone is a line; where it lies far from the rest, the axis is broken between them.
     """
-    backbone = _backbone_loss(found)
+    backbone = _common([run.outcome.backbone_validation_loss for run in found.compared.finished])
     losses = [run.outcome.final_validation_loss for run in found.compared.finished]
     far = backbone is not None and _FAR * (max(losses) - min(losses)) < max(
         backbone - max(losses), min(losses) - backbone
@@ -423,7 +423,7 @@ def _draw_backbone(axes: Axes, loss: float) -> None:
     axes.axhline(loss, color=MUTED, linestyle="--", linewidth=1.4, label=f"frozen backbone: {loss:.4f}")
 
 
-def _backbone_loss(found: SweepFindings) -> float | None:
+def _common(backbone_losses: Sequence[float]) -> float | None:
     """The loss of the backbone alone, where all finished runs agree on it."""
-    losses = [run.outcome.backbone_validation_loss for run in found.compared.finished]
-    return losses[0] if losses and max(losses) - min(losses) < SAME_BACKBONE else None
+    agree = backbone_losses and max(backbone_losses) - min(backbone_losses) < SAME_BACKBONE
+    return backbone_losses[0] if agree else None

@@ -45,7 +45,6 @@ class RunResult(_Contract):
     steps: Count
     tokens: Count
     backbone_validation_loss: Finite
-    initial_validation_loss: Finite
     final_validation_loss: Finite
     validation_predicted_tokens: Count
     validation_sha256: str
@@ -147,6 +146,19 @@ class RunMeta(_Contract):
     processes: list[Process] = Field(min_length=1)
 
 
+class Revalidation(_Contract):
+    """What a finished run was measured to be on more text."""
+
+    run_id: str
+    validation_tokens: Count
+    validation_documents: Count
+    backbone_validation_loss: Finite
+    final_validation_loss: Finite
+    validation_predicted_tokens: Count
+    validation_sha256: str
+    process: Process
+
+
 @dataclass(frozen=True, eq=False)
 class Documents:
     """Validation by document.
@@ -167,7 +179,8 @@ class Run:
     """One run that has a configuration.
 
     `result`, `documents` and `model_config` (the config.json of the final checkpoint) are None as
-    long as the run is not finished; `model_config` also where that checkpoint is gone.
+    long as the run is not finished; `model_config` also where that checkpoint is gone. Where there
+    is a `revalidation`, `documents` are those that it measured.
     """
 
     name: str
@@ -178,6 +191,7 @@ class Run:
     streams: list[Record]
     provenance: list[Record]
     result: RunResult | None
+    revalidation: Revalidation | None
     documents: Documents | None
     model_config: Record | None
 
@@ -193,9 +207,11 @@ class Run:
 
     @property
     def outcome(self) -> RunResult:
-        """The result of a run that is known to be finished."""
+        """The result of a run that is known to be finished, with the losses that were measured last."""
         assert self.result is not None, f"{self.name} is not finished"
-        return self.result
+        if self.revalidation is None:
+            return self.result
+        return self.result.model_copy(update=self.revalidation.model_dump(include=set(RunResult.model_fields)))
 
     @property
     def finished(self) -> bool:
@@ -365,17 +381,22 @@ def _read_run(path: Path) -> Run:
     _check_stream_counts(records[1], config.parscale.P)
     if not directory.finished:
         meta = _meta(directory) if records[0] else None
-        return Run(path.name, path, config, meta, *records, result=None, documents=None, model_config=None)
-    result = _checked(RunResult, directory.read_result, "its result")
+        return Run(
+            path.name, path, config, meta, *records, result=None, revalidation=None, documents=None, model_config=None
+        )
+    result, meta = _checked(RunResult, directory.read_result, "its result"), _meta(directory)
     _check_complete(result, records[0], records[2])
+    documents = _read_documents(directory.validation_documents_path)
+    revalidation = _read_revalidation(directory, meta)
     return Run(
         path.name,
         path,
         config,
-        _meta(directory),
+        meta,
         *records,
         result=result,
-        documents=_read_documents(directory.validation_documents_path),
+        revalidation=revalidation[0] if revalidation else None,
+        documents=revalidation[1] if revalidation else documents,
         model_config=read_config(str(directory.final_dir)) if directory.final_dir.is_dir() else None,
     )
 
@@ -406,6 +427,20 @@ def _check_complete(result: RunResult, metrics: list[Record], provenance: list[R
 
 def _meta(directory: RunDirectory) -> RunMeta:
     return _checked(RunMeta, directory.read_meta, "its meta data")
+
+
+def _read_revalidation(directory: RunDirectory, meta: RunMeta) -> tuple[Revalidation, Documents] | None:
+    path = directory.revalidation_documents_path
+    try:
+        record = directory.read_revalidation()
+        if record is None:
+            return None
+        revalidation = _checked(Revalidation, lambda: record, "its record")
+        if revalidation.run_id != meta.run_id:
+            raise ValueError(f"it is of run {revalidation.run_id}, but this is run {meta.run_id}")
+        return revalidation, _read_documents(path)
+    except ValueError as error:
+        raise ValueError(f"its revalidation cannot be used: {error}; delete {path.parent} to go on without") from error
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -77,10 +77,12 @@ def check_sweep(sweep: Sweep) -> list[Check]:
 
 def run_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     """The keys beside P and seed in which two runs differ, and that may change what they compute."""
+    # What both were measured on after training is compared by its hash.
+    measured_again = ("data.validation_tokens",) if a.revalidation and b.revalidation else ()
     return {
         key: values
         for key, values in config_differences(a.config, b.config).items()
-        if key not in _VARIED and not key.startswith(MAY_DIFFER)
+        if key not in (*_VARIED, *measured_again) and not key.startswith(MAY_DIFFER)
     }
 
 
@@ -126,7 +128,8 @@ def why_incomparable(a: Run, b: Run) -> str | None:
         reasons.append(f"{a.outcome.tokens:,} against {b.outcome.tokens:,} tokens")
     if a.outcome.data_sha256 != b.outcome.data_sha256:
         reasons.append("other training data")
-    if not same_documents(a, b):
+    comparable = same_documents(a, b)
+    if not comparable:
         reasons.append("other validation documents")
     changed = run_differences(a, b)
     if changed:
@@ -134,7 +137,7 @@ def why_incomparable(a: Run, b: Run) -> str | None:
     if _backbone_name(a) != _backbone_name(b):
         reasons.append("another model, revision or tokenizer")
     apart = abs(a.outcome.backbone_validation_loss - b.outcome.backbone_validation_loss)
-    if apart > SAME_BACKBONE:
+    if comparable and apart > SAME_BACKBONE:
         reasons.append(f"the backbone's own loss differs by {apart:.1e} nats")
     precisions = [_software(run)["precision"] for run in (a, b)]
     if precisions[0] != precisions[1]:
@@ -237,7 +240,7 @@ def _equal_code(sweep: Sweep) -> Check:
     if faults:
         return Check(key, title, "failed", "; ".join(faults))
     detail = ", ".join(f"{aspect} {same[aspect]}" for aspect in ("commit", "torch", "transformers", "precision"))
-    if any(process.git and process.git.dirty for run in sweep.finished for process in _processes(run)):
+    if any(process.git and process.git.dirty for run in sweep.finished for process in _all_processes(run)):
         detail += "; but files were changed since that commit, so it does not say what ran"
         return Check(key, title, "unknown", detail)
     return Check(key, title, "passed", detail)
@@ -248,9 +251,9 @@ def _aspect(found: dict[Run, dict[str, str]], aspect: str, run: Run) -> str:
 
 
 def _software(run: Run) -> dict[str, str]:
-    """What a run was computed with, by aspect; several values where it was resumed with others."""
+    """What a run was computed with, by aspect; several values where it was resumed, or measured again, with others."""
     values: dict[str, dict[str, None]] = {}
-    for process in _processes(run):
+    for process in _all_processes(run):
         aspects = {
             "commit": process.git.commit[:10] if process.git else "none",
             **process.versions,
@@ -263,8 +266,14 @@ def _software(run: Run) -> dict[str, str]:
 
 
 def _processes(run: Run) -> list[Process]:
+    """Those that trained a run."""
     assert run.meta is not None, f"{run.name} is not finished"
     return run.meta.processes
+
+
+def _all_processes(run: Run) -> list[Process]:
+    """Those that trained a run, and the one that measured it again."""
+    return _processes(run) + ([run.revalidation.process] if run.revalidation else [])
 
 
 def _equal_machine(sweep: Sweep) -> Check:

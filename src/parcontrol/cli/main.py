@@ -11,6 +11,7 @@ COMMANDS = {
     "train": Command("parcontrol.cli.train", "train one run"),
     "experiment": Command("parcontrol.cli.experiment", "train several P, and seeds, on equal tokens"),
     "report": Command("parcontrol.cli.report", "compare the runs of experiments in one report"),
+    "validate": Command("parcontrol.cli.validate", "measure finished runs again, on more text"),
     "data": Command("parcontrol.cli.data", "check what a run was trained on"),
     "streams": Command("parcontrol.cli.streams", "show how a run uses its streams"),
     "config": Command("parcontrol.cli.config", "explain the configuration keys"),

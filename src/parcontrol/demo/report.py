@@ -9,7 +9,7 @@ from rich.table import Table
 
 from parcontrol.analysis.findings import Difference, StreamSummary, SweepFindings
 from parcontrol.analysis.report_document import NONE, PERCENT, interval, loss, signed
-from parcontrol.analysis.results import RunResult
+from parcontrol.analysis.results import Run, RunResult
 from parcontrol.experiment.plan import PlannedRun
 from parcontrol.formats import format_bytes
 from parcontrol.logging_setup import log_file
@@ -26,9 +26,9 @@ def result_table(found: SweepFindings) -> Table:
     table.add_column("")
     for summary in found.streams:
         table.add_column(f"P = {summary.P}", justify="right")
-    for name, key in (("frozen backbone", "backbone"), ("step 0", "initial"), ("final", "final")):
-        style = "bold" if key == "final" else ""
-        table.add_row(name, *_losses(found.streams, key), style=style)
+    table.add_row("frozen backbone", *_losses(found.streams, lambda run: run.outcome.backbone_validation_loss))
+    table.add_row("step 0", *_losses(found.streams, lambda run: run.series("validation_loss")[1][0]))
+    table.add_row("final", *_losses(found.streams, lambda run: run.outcome.final_validation_loss), style="bold")
     table.add_section()
     _add_differences(table, "minus backbone", against_backbone)
     table.add_section()
@@ -58,8 +58,8 @@ def _of_results(streams: Iterable[StreamSummary], text: Callable[[RunResult], st
     return [text(summary.runs[0].outcome) for summary in streams]
 
 
-def _losses(streams: Iterable[StreamSummary], key: str) -> list[str]:
-    nats = [getattr(summary.runs[0].outcome, f"{key}_validation_loss") for summary in streams]
+def _losses(streams: Iterable[StreamSummary], loss_of: Callable[[Run], float]) -> list[str]:
+    nats = [loss_of(summary.runs[0]) for summary in streams]
     return [f"{loss(value)} ({math.exp(value):.2f})" for value in nats]
 
 

@@ -1,12 +1,13 @@
 """Validation losses by document, beside the backbone's own: what paired comparisons are made of.
 
-validation_documents.npz: `tokens` [documents], predicted tokens of each; `backbone_loss_sum` and,
-once the run is finished, `loss_sum` [documents], summed losses in nats.
+An .npz file with `tokens` [documents], predicted tokens of each; `backbone_loss_sum` and, once the run is finished,
+`loss_sum` [documents], summed losses in nats.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -14,13 +15,12 @@ from parcontrol.runs import RunDirectory
 from parcontrol.training.evaluate import Validation
 
 
-def write_documents(run: RunDirectory, backbone: Validation, final: Validation | None) -> None:
-    """Replaces the file of a run; `final` is None until the run is finished."""
+def write_documents(path: Path, backbone: Validation, final: Validation | None) -> None:
+    """Writes the file, or replaces it; `final` is None until the run is finished."""
     arrays = {"tokens": backbone.tokens, "backbone_loss_sum": backbone.loss_sum}
     if final is not None:
         assert np.array_equal(final.tokens, backbone.tokens)
         arrays["loss_sum"] = final.loss_sum
-    path = run.validation_documents_path
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

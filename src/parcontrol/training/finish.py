@@ -59,7 +59,7 @@ def _save(
     """Writes the model that was measured, and the result."""
     if recorded_validation(run, loop.step) is None:
         loop.emit("validation", validation_record(final))
-    write_documents(run, backbone, final)
+    write_documents(run.validation_documents_path, backbone, final)
     result = _result(run, loop, backbone, final, memory)
     with atomic_directory(run.final_dir) as directory:
         loop.model.save_pretrained(directory)

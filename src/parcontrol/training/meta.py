@@ -66,7 +66,7 @@ def write_meta(
         "tokenizer_sha256": tokenizer_sha256(start.tokenizer),
         "validation_sha256": validation.sha256,
     }
-    process = _process(loop.precision) | {"world_size": loop.processes.size, "from_step": loop.step}
+    process = describe_process(loop.precision, loop.step, loop.processes.size)
     if before:
         for key in _FIXED:
             if before[key] != fixed[key]:
@@ -111,7 +111,8 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
 
 
-def _process(precision: Precision) -> dict[str, Any]:
+def describe_process(precision: Precision, step: int, world_size: int = 1) -> dict[str, Any]:
+    """What this process computes with: code, versions, machine, types; and the step that it begins at."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -124,6 +125,8 @@ def _process(precision: Precision) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backbone_dtype": str(precision.backbone).removeprefix("torch."),
         "compute_dtype": str(precision.compute).removeprefix("torch."),
+        "world_size": world_size,
+        "from_step": step,
     }
 
 

@@ -112,7 +112,7 @@ def measure_backbone(
     )
     if not processes.main:
         return None
-    write_documents(run, result, None)
+    write_documents(run.validation_documents_path, result, None)
     record = {"backbone_validation_loss": result.loss, "backbone_validation_perplexity": result.perplexity}
     run.append_metrics({"step": 0, "tokens": 0, **record})
     logger.info("backbone alone: validation loss %.4f nats, perplexity %.2f", result.loss, result.perplexity)
