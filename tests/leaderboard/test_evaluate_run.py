@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from parcontrol.leaderboard.evaluate import memory
 from parcontrol.leaderboard.evaluate import run as run_module
 from parcontrol.leaderboard.evaluate.errors import EvaluationError, ModelRefusedError, machine_fault
-from parcontrol.leaderboard.evaluate.memory import automatic_batch_size, is_out_of_memory
+from parcontrol.leaderboard.evaluate.memory import automatic_batch_size
 from parcontrol.leaderboard.evaluate.model_spec import Conditions, Job, ModelSpec
 from parcontrol.leaderboard.evaluate.spool import Spooled, finished_tasks, read_samples
 from parcontrol.leaderboard.harness import build_tasks
@@ -215,14 +215,6 @@ def test_the_automatic_batch_grows_with_memory_up_to_a_bound(
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, memory.MOST_ROWS)
     assert 1 < sizes[1] < sizes[2] < memory.MOST_ROWS
-
-
-def test_which_errors_say_that_memory_ran_out() -> None:
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
-    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
-    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_the_description_of_the_machine_is_the_harness_s(monkeypatch: pytest.MonkeyPatch) -> None:

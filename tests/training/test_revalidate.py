@@ -13,7 +13,7 @@ import zstandard
 from safetensors.torch import load_file, save_file
 
 from parcontrol.runs import RunDirectory
-from parcontrol.training.errors import NonFiniteError
+from parcontrol.training.errors import NonFiniteError, OutOfMemoryError
 from parcontrol.training.revalidate import Revalidator
 from parcontrol.training.run import run
 from tests.training.conftest import MakeConfig
@@ -97,6 +97,16 @@ def test_another_number_of_tokens_takes_the_place_of_the_last(finished: RunDirec
     assert finished.read_revalidation() == record
     assert record["validation_predicted_tokens"] == 2048 - 2048 // 32
     assert not list(finished.path.glob(".revalidation*"))
+
+
+def test_memory_that_runs_out_is_one_message_and_nothing_is_written(finished: RunDirectory) -> None:
+    before = written(finished.path)
+    with (
+        RunDirectory.open_finished(finished.path) as run,
+        pytest.raises(OutOfMemoryError, match=r"out of memory on cpu \(.*allocate.*\); measure on another device"),
+    ):
+        Revalidator(1024, "cpu", lambda what, done, total: torch.empty(2**55)).measure(run)
+    assert written(finished.path) == before
 
 
 @pytest.mark.parametrize(

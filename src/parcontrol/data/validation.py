@@ -51,7 +51,7 @@ def load_validation(
     """
     if tokens < sequence_length:
         raise ValueError(
-            f"data.validation_tokens {tokens} do not fill one block of data.sequence_length {sequence_length} tokens"
+            f"{tokens} validation tokens do not fill one block of data.sequence_length {sequence_length} tokens"
         )
     documents = _encode_head(corpus, Encoder(tokenizer), tokens)
     blocks = np.concatenate(documents)[: tokens - tokens % sequence_length].reshape(-1, sequence_length)
@@ -77,5 +77,5 @@ def _encode_head(corpus: Corpus, encoder: Encoder, wanted: int) -> list[Tokens]:
     names = ", ".join(shard.name for shard in corpus.validation_shards)
     raise ValueError(
         f"the validation split of {corpus.name} ({names}) "
-        + (f"has only {found} tokens, but data.validation_tokens is {wanted}" if found else "is empty")
+        + (f"has only {found} tokens, and {wanted} validation tokens are asked for" if found else "is empty")
     )

@@ -20,7 +20,7 @@ LOW_MEMORY = 0.08
 SHORTER_SEQUENCE = 512
 
 # Allocators of torch report in plain RuntimeErrors, except CUDA's.
-_OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "not enough memory")
+_OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "not enough memory", "invalid buffer size")
 
 
 class _Room(NamedTuple):
@@ -174,19 +174,25 @@ def out_of_memory_advice(error: BaseException, config: RunConfig, fitting: str =
     """Returns one clear message if `error` says that memory ran out, else None.
 
     `fitting` is a sentence on what would fit, where that is known.
-
-    Covers MemoryError, torch's error for CUDA, and the RuntimeErrors of its CPU and MPS
-    allocators.
     """
-    is_memory_error = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    text = str(error)
-    if not is_memory_error and not (
-        isinstance(error, RuntimeError) and any(t in text.lower() for t in _OUT_OF_MEMORY_TEXTS)
-    ):
+    if not is_out_of_memory(error):
         return None
-    first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return (
         f"out of memory with parscale.P {config.parscale.P}, data.sequence_length "
         f"{config.data.sequence_length} and training.microbatch_size "
-        f"{config.training.microbatch_size} ({first_line}). {fitting}{' ' if fitting else ''}{memory_advice(config)}"
+        f"{config.training.microbatch_size} ({first_line(error)}). {fitting}{' ' if fitting else ''}"
+        f"{memory_advice(config)}"
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is MemoryError, torch's error for CUDA, or a RuntimeError of its CPU and MPS allocators."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY_TEXTS)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines of a C++ traceback that torch adds; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -65,10 +65,10 @@ def choose_device(name: str | None) -> torch.device:
         return torch.device(present[0])
     kind, _, index = name.partition(":")
     if kind not in available or (index and not index.isdecimal()):
-        raise ValueError(f"training.device: {name!r} is not allowed: cuda, cuda:INDEX, mps or cpu is needed")
+        raise ValueError(f"device {name!r} is not allowed: cuda, cuda:INDEX, mps or cpu is needed")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in present or int(index or 0) >= count:
-        raise ValueError(f"training.device: {name!r} is not available here; available: {', '.join(present)}")
+        raise ValueError(f"device {name!r} is not available here; available: {', '.join(present)}")
     return torch.device(name)
 
 

@@ -14,10 +14,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from parcontrol.config import RunConfig
 from parcontrol.data import ValidationSet, load_validation, open_corpus, tokenizer_sha256
+from parcontrol.diagnostics.memory import first_line, is_out_of_memory
 from parcontrol.parscale.loading import load_backbone
 from parcontrol.runs import RunDirectory
 from parcontrol.training.device import Precision, choose_device
 from parcontrol.training.documents import write_documents
+from parcontrol.training.errors import OutOfMemoryError
 from parcontrol.training.evaluate import Validation, evaluate
 from parcontrol.training.meta import describe_process, pinned
 from parcontrol.training.model import load_start
@@ -82,11 +84,23 @@ class Revalidator:
             ValueError: The run was measured on more tokens while it trained; the validation split is too short, or it,
                 the backbone or the final model are not those that the run was measured with, or cannot be loaded.
             NonFiniteError: A loss is NaN or infinite.
+            OutOfMemoryError: A batch of the run's size does not fit on the device.
         """
-        config, meta, before = run.read_config(), run.read_meta(), run.read_revalidation()
+        before = run.read_revalidation()
         if before is not None and before["validation_tokens"] == self.tokens:
             return before
         self.check(run)
+        try:
+            return self._measure(run)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory on {self.device} ({first_line(error)}); measure on another device, or free memory there"
+            ) from error
+
+    def _measure(self, run: RunDirectory) -> Record:
+        config, meta = run.read_config(), run.read_meta()
         precision = self._precision(meta)
         as_saved = replace(precision, backbone=precision.compute)
         model, tokenizer = load_backbone(str(run.final_dir), dtype=as_saved.compute, device=as_saved.device)

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 import parcontrol  # noqa: F401  makes the Auto classes know ParScale models
+from parcontrol.diagnostics.memory import is_out_of_memory
 from parcontrol.leaderboard.evaluate.errors import ModelRefusedError
 from parcontrol.leaderboard.evaluate.location import (
     ADAPTER_CONFIG,
@@ -21,7 +22,6 @@ from parcontrol.leaderboard.evaluate.location import (
     model_directory,
     read_config,
 )
-from parcontrol.leaderboard.evaluate.memory import is_out_of_memory
 from parcontrol.leaderboard.evaluate.model_spec import ModelSpec
 from parcontrol.leaderboard.evaluate.precision import DTYPES, QUANTISED, loading_arguments
 

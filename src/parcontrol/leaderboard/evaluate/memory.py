@@ -32,14 +32,6 @@ def automatic_batch_size(lm: Any) -> int:
     return max(1, min(MOST_ROWS, int(free / (min(_TOKENS, lm.max_length) * per_token))))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whichever device."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
-
-
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

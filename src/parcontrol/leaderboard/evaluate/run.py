@@ -27,10 +27,10 @@ from lm_eval.utils import set_torch_seed
 from torch.utils.collect_env import get_pretty_env_info
 
 import parcontrol
+from parcontrol.diagnostics.memory import is_out_of_memory
 from parcontrol.leaderboard.evaluate.backends import Evaluated, open_backend
 from parcontrol.leaderboard.evaluate.environment import FORKS
 from parcontrol.leaderboard.evaluate.errors import EvaluationError, machine_fault
-from parcontrol.leaderboard.evaluate.memory import is_out_of_memory
 from parcontrol.leaderboard.evaluate.model_spec import Backend, Job
 from parcontrol.leaderboard.evaluate.spool import write_task
 from parcontrol.leaderboard.harness import build_tasks
