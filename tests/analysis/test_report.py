@@ -346,7 +346,7 @@ def test_a_run_that_is_not_finished_is_said_not_dropped(tmp_path):
     files = report_on(tmp_path / "sweep", to=tmp_path / "out")
     text = page_of(files).text
     assert "P4: unfinished, 10 of 20 steps; P8: has not started" in text.split("In short")[0]
-    assert "2 more runs are not finished and left out." in text
+    assert "2 more runs are not finished or cannot be read and left out." in text
     with files["Planted_runs.csv"].open(newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert (rows["P4"]["status"], rows["P4"]["final_validation_loss"]) == ("unfinished, 10 of 20 steps", "")
