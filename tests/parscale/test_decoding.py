@@ -76,6 +76,54 @@ def test_a_static_cache_of_generate_serves_its_number_of_streams():
         model(tokens(2, 1), past_key_values=cache)
 
 
+def static_cache(model, ids, mask=None):
+    """The cache that `generate` has made and filled for a prompt."""
+    out = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=1,
+        cache_implementation="static",
+        max_cache_len=24,
+        return_dict_in_generate=True,
+    )
+    return out.past_key_values
+
+
+def test_a_static_cache_has_each_stream_s_prefix_in_front_and_counts_tokens_alone():
+    model = tiny_parscale(3, 5)
+    cache = static_cache(model, tokens(2, 7))
+    assert (cache.get_seq_length(), cache.get_max_length()) == (7, 24)
+    for layer, of_cache in zip(model.model.layers, cache.layers, strict=True):
+        assert of_cache.keys.shape[2] == of_cache.values.shape[2] == 5 + 24
+        for p in range(3):
+            for b in range(2):
+                assert torch.equal(of_cache.keys[2 * p + b, :, :5], layer.self_attn.prefix_k[p])
+                assert torch.equal(of_cache.values[2 * p + b, :, :5], layer.self_attn.prefix_v[p])
+
+
+def test_a_static_cache_of_generate_can_be_gone_on_with_and_used_again():
+    model = tiny_parscale(2, 5)
+    ids = tokens(2, 12)
+    cache = static_cache(model, ids[:, :7])
+    with torch.no_grad():
+        going_on = model(ids[:, 7:], past_key_values=cache).logits
+        torch.testing.assert_close(going_on, model(ids).logits[:, 7:], atol=2e-5, rtol=0)
+        cache.reset()
+        assert cache.get_seq_length() == 0
+        again = model(ids.flip(1), past_key_values=cache).logits
+        torch.testing.assert_close(again, model(ids.flip(1)).logits, atol=2e-5, rtol=0)
+
+
+def test_prefixes_that_have_changed_are_used_by_the_next_call():
+    model = tiny_parscale(2, 5)
+    before = generate(model, do_sample=False, cache_implementation="static")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.prefix_v.mul_(-3)
+    after = generate(model, do_sample=False, cache_implementation="static")
+    assert not torch.equal(before, after)
+    assert torch.equal(after, generate(model, do_sample=False))
+
+
 def test_static_beams_do_reorder():
     model = tiny_parscale(2, 5)
     expected = generate(model, cache_implementation="static", **MODES["beams"])

@@ -7,6 +7,7 @@ import inspect
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 
 from parcontrol.parscale import modeling_parscale
@@ -57,6 +58,15 @@ def test_generate_makes_static_caches_and_asks_about_compilation_through_methods
         "generation_config",
     ]
     assert "_compile_all_devices" in inspect.getsource(GenerationMixin._valid_auto_compile_criteria)
+
+
+def test_a_static_layer_writes_where_its_length_says_and_is_made_anew_for_every_call():
+    """`PrefixedStaticLayer` makes the length begin at K and its memory K longer."""
+    source = inspect.getsource(StaticLayer.update)
+    assert "+ self.cumulative_length" in source
+    assert "self.max_cache_len" not in source
+    assert "self.max_cache_len" in inspect.getsource(StaticLayer.lazy_initialization)
+    assert "StaticCache(" in inspect.getsource(GenerationMixin._prepare_static_cache)
 
 
 def test_the_default_backend_looks_for_a_compiler_by_one_function():

@@ -6,7 +6,8 @@ P outputs token by token. Three pieces, and the backbone's own code is never tou
 1. `ParScaleModelMixin.forward` repeats the embeddings P times, runs the backbone once over P·B rows (stream-major:
    row = p·B + b) and aggregates.
 2. `prefix_attention` is the attention function that the backbone calls by name. It puts each stream's prefix keys and
-   values, kept in the attention module, in front of the real ones. The cache therefore holds real tokens only.
+   values, kept in the attention module, in front of the real ones. A dynamic cache therefore holds real tokens only;
+   the static one of `generate` has the prefixes in front from the start (`PrefixedStaticLayer`).
 3. `parscale_model_class` joins the mix-ins with a backbone class. Any name `XxxParScaleForCausalLM` of this module is
    made on demand from transformers' `XxxForCausalLM`.
 
@@ -28,6 +29,7 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers import initialization as init
+from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -85,6 +87,47 @@ class ParScaleCache(DynamicCache):
         return stream_major_rows(batch_idx, self.num_streams, self.layers[0].keys.shape[0])
 
 
+class PrefixedStaticLayer(StaticLayer):
+    """Keys and values of one layer, [P·B, G, K + S, d], with the prefixes in front.
+
+    To put them there once costs less than to join them to a static cache in every step, which copies all of the cache.
+    To the outside it holds real tokens only: lengths and masks leave the prefixes out.
+    """
+
+    def __init__(self, max_cache_len: int, prefix_k: torch.Tensor, prefix_v: torch.Tensor):
+        """Prepares; memory is taken as for the plain layer. prefix_k, prefix_v: [P, G, K, d]."""
+        super().__init__(max_cache_len)
+        self.prefix_k, self.prefix_v, self.prefix_length = prefix_k, prefix_v, prefix_k.shape[2]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.max_cache_len += self.prefix_length
+        super().lazy_initialization(key_states, value_states)
+        self.max_cache_len -= self.prefix_length
+        self._put_prefixes()
+
+    def reset(self) -> None:
+        super().reset()
+        if self.is_initialized:
+            self._put_prefixes()
+
+    def get_seq_length(self):
+        return self.cumulative_length - self.prefix_length if self.is_initialized else 0
+
+    def _put_prefixes(self) -> None:
+        self.keys[:, :, : self.prefix_length] = _prefix_rows(self.prefix_k, self.keys)
+        self.values[:, :, : self.prefix_length] = _prefix_rows(self.prefix_v, self.values)
+        self.cumulative_length.fill_(self.prefix_length)  # where the next token goes
+
+
+def _with_prefixes(plain: StaticLayer, prefix_k: torch.Tensor, prefix_v: torch.Tensor) -> PrefixedStaticLayer:
+    """An empty layer of the same size, and in memory already where the plain one is."""
+    assert type(plain) is StaticLayer, f"{plain} keeps another choice of tokens; conversion refuses such backbones"
+    layer = PrefixedStaticLayer(plain.max_cache_len, prefix_k.detach(), prefix_v.detach())
+    if plain.is_initialized:
+        layer.lazy_initialization(plain.keys, plain.values)
+    return layer
+
+
 def plain_attention(attn_implementation: str) -> str:
     """The name that a backbone of the same kind of attention would have in its configuration."""
     return {ours: plain for plain, ours in ATTENTION.items()}.get(attn_implementation, attn_implementation)
@@ -105,6 +148,7 @@ def prefix_attention(
     attention_mask: torch.Tensor | None,
     num_streams: int = 1,
     streams: torch.Tensor | None = None,
+    prefix_in_cache: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention in which every query also sees its stream's whole prefix.
@@ -113,11 +157,12 @@ def prefix_attention(
     the bottom right of [T, K + S]. Prefix keys are not rotated by RoPE; real tokens start at position 0.
 
     Args:
-        query: [P·B, H, T, d]; key, value: [P·B, G, S, d], already rotated.
+        query: [P·B, H, T, d]; key, value: [P·B, G, S, d], already rotated; K + S with `prefix_in_cache`.
         attention_mask: boolean or additive [P·B or 1, 1, T, S] over real keys; None for causal or a single query.
         num_streams: streams P in the rows.
         streams: which of the module's streams they are [P], int64; None for the first ones. A tensor, as a number
             would have torch.compile make kernels for every value of it.
+        prefix_in_cache: key and value begin with the prefixes.
 
     Returns:
         output [P·B, T, H, d] and, with eager attention, the probabilities [P·B, H, T, K + S].
@@ -126,16 +171,18 @@ def prefix_attention(
     if getattr(module, "prefix_k", None) is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
 
-    num_queries = query.shape[2]
+    num_queries, prefix_length = query.shape[2], module.prefix_k.shape[2]
     if attention_mask is None and num_queries > 1:
         # Without a mask the keys are exactly the queries' own; a static cache hands over its unused tail as well.
-        key, value = key[:, :, :num_queries], value[:, :, :num_queries]
-    prefix_k, prefix_v = (
-        x[:num_streams] if streams is None else x.index_select(0, streams) for x in (module.prefix_k, module.prefix_v)
-    )
-    key = torch.cat([_prefix_rows(prefix_k, key), key], dim=2)
-    value = torch.cat([_prefix_rows(prefix_v, value), value], dim=2)
-    prefix_length = module.prefix_k.shape[2]
+        num_keys = num_queries + (prefix_length if prefix_in_cache else 0)
+        key, value = key[:, :, :num_keys], value[:, :, :num_keys]
+    if not prefix_in_cache:
+        prefix_k, prefix_v = (
+            x[:num_streams] if streams is None else x.index_select(0, streams)
+            for x in (module.prefix_k, module.prefix_v)
+        )
+        key = torch.cat([_prefix_rows(prefix_k, key), key], dim=2)
+        value = torch.cat([_prefix_rows(prefix_v, value), value], dim=2)
     kernel = getattr(module, "causal_kernel", None)
     if kernel is not None and _takes_kernel(module, query, attention_mask, **kwargs):
         return kernel(query, key, value, kwargs.get("scaling")), None
@@ -338,6 +385,7 @@ class ParScaleModelMixin(ParScalePreTrainedMixin):
             attention_mask=_repeat_rows(attention_mask, P, B),
             position_ids=_repeat_rows(position_ids, P, B),
             num_streams=P,
+            prefix_in_cache=getattr(past_key_values, "holds_prefixes", False),
             streams=None if streams is None else torch.arange(P, device=inputs_embeds.device) + streams.start,
             **inputs,
         )
@@ -426,6 +474,13 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         num_streams = self.model.active_streams
         cache = super()._prepare_static_cache(cache_implementation, num_streams * batch_size, *args, **kwargs)
         cache.num_streams = num_streams
+        cache.holds_prefixes = bool(self.config.prefix_length)
+        if cache.holds_prefixes:
+            attentions = [layer.self_attn for layer in self.model.layers]
+            cache.layers = [
+                _with_prefixes(layer, attention.prefix_k[:num_streams], attention.prefix_v[:num_streams])
+                for layer, attention in zip(cache.layers, attentions, strict=True)
+            ]
         return cache
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
