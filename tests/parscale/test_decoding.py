@@ -124,6 +124,35 @@ def test_prefixes_that_have_changed_are_used_by_the_next_call():
     assert torch.equal(after, generate(model, do_sample=False))
 
 
+def test_the_next_call_takes_the_memory_of_a_cache_that_is_gone_and_of_no_other():
+    """CUDA graphs are bound to addresses."""
+    model = tiny_parscale(2, 5)
+    options = {"do_sample": False, "cache_implementation": "static", "max_cache_len": 24}
+
+    def run(seed, **more):
+        out = generate(model, seed=seed, return_dict_in_generate=True, **{**options, **more})
+        assert torch.equal(out.sequences, generate(model, seed=seed, do_sample=False))
+        return out.past_key_values
+
+    def addresses():
+        _, layers = model._last_static_cache
+        return [x.data_ptr() for layer in layers for x in (layer.keys, layer.values, layer.cumulative_length)]
+
+    run(1)
+    first = addresses()
+    held = run(2)
+    assert addresses() == first
+    before = [layer.keys.clone() for layer in held.layers]
+    run(3)
+    assert not set(addresses()) & set(first), "held is the caller's"
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(held.layers, before, strict=True))
+    second = addresses()
+    run(4)
+    assert addresses() == second
+    run(5, max_cache_len=32)  # of another size
+    assert not set(addresses()) & set(second)
+
+
 def test_static_beams_do_reorder():
     model = tiny_parscale(2, 5)
     expected = generate(model, cache_implementation="static", **MODES["beams"])

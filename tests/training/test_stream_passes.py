@@ -42,7 +42,7 @@ def step_gradients(loop: TrainingLoop) -> dict[str, torch.Tensor]:
     training = loop.config.training
     ids = torch.from_numpy(loop.stream.next_blocks(training.microbatch_size * training.gradient_accumulation_steps))
     for part in ids.split(training.microbatch_size):
-        loop._backward(part, ids[:, 1:].numel())
+        loop._backward(part.to(loop.precision.device), ids[:, 1:].numel())
     return {name: parameter.grad for name, parameter in loop.trainable}
 
 

@@ -17,6 +17,7 @@ heads, d head size. This file travels with every saved checkpoint, so it imports
 
 import copy
 import re
+import weakref
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import StaticLayer
@@ -48,7 +48,8 @@ ATTENTION = {plain: f"parscale_{plain}_{_COPY}" for plain in ("sdpa", "eager")}
 PREFIX_STD = 0.02
 # From this many queries on, K dummy queries that make the problem square and causal cost less on a CPU than a mask,
 # which makes the kernel compute what it hides (forward and backward at 256 / 1,024 queries: mask 1.0 / 1.6 ×, dummy
-# queries 1.3 / 1.3 × plain causal attention; benchmarks/training_step.py times whole steps).
+# queries 1.3 / 1.3 × plain causal attention; benchmarks/training_step.py times whole steps). On CUDA flash kernels take
+# no mask at all, and half-precision types alone.
 DUMMY_QUERIES_FROM = 512
 
 
@@ -94,15 +95,30 @@ class PrefixedStaticLayer(StaticLayer):
     To the outside it holds real tokens only: lengths and masks leave the prefixes out.
     """
 
-    def __init__(self, max_cache_len: int, prefix_k: torch.Tensor, prefix_v: torch.Tensor):
-        """Prepares; memory is taken as for the plain layer. prefix_k, prefix_v: [P, G, K, d]."""
+    def __init__(
+        self,
+        max_cache_len: int,
+        prefix_k: torch.Tensor,
+        prefix_v: torch.Tensor,
+        used: "PrefixedStaticLayer | None" = None,
+    ):
+        """Prepares; memory is taken as for the plain layer. prefix_k, prefix_v: [P, G, K, d].
+
+        used: a layer that nobody needs any more. Where its memory is of the right size it serves again: CUDA graphs are
+        bound to addresses, and torch gives up recording them anew after some 128 times.
+        """
         super().__init__(max_cache_len)
         self.prefix_k, self.prefix_v, self.prefix_length = prefix_k, prefix_v, prefix_k.shape[2]
+        self.used = used
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.max_cache_len += self.prefix_length
         super().lazy_initialization(key_states, value_states)
         self.max_cache_len -= self.prefix_length
+        if self.used is not None and self.used.is_initialized and _are_alike(self.used.keys, self.keys):
+            self.keys, self.values = self.used.keys.zero_(), self.used.values.zero_()
+            self.cumulative_length = self.used.cumulative_length
+        self.used = None
         self._put_prefixes()
 
     def reset(self) -> None:
@@ -119,10 +135,16 @@ class PrefixedStaticLayer(StaticLayer):
         self.cumulative_length.fill_(self.prefix_length)  # where the next token goes
 
 
-def _with_prefixes(plain: StaticLayer, prefix_k: torch.Tensor, prefix_v: torch.Tensor) -> PrefixedStaticLayer:
+def _are_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+def _with_prefixes(
+    plain: StaticLayer, prefix_k: torch.Tensor, prefix_v: torch.Tensor, used: PrefixedStaticLayer | None
+) -> PrefixedStaticLayer:
     """An empty layer of the same size, and in memory already where the plain one is."""
     assert type(plain) is StaticLayer, f"{plain} keeps another choice of tokens; conversion refuses such backbones"
-    layer = PrefixedStaticLayer(plain.max_cache_len, prefix_k.detach(), prefix_v.detach())
+    layer = PrefixedStaticLayer(plain.max_cache_len, prefix_k.detach(), prefix_v.detach(), used)
     if plain.is_initialized:
         layer.lazy_initialization(plain.keys, plain.values)
     return layer
@@ -186,7 +208,7 @@ def prefix_attention(
     kernel = getattr(module, "causal_kernel", None)
     if kernel is not None and _takes_kernel(module, query, attention_mask, **kwargs):
         return kernel(query, key, value, kwargs.get("scaling")), None
-    if attention_mask is None and num_queries >= DUMMY_QUERIES_FROM and not query.is_cuda and not _is_eager(module):
+    if attention_mask is None and _takes_dummy_queries(query) and not _is_eager(module):
         query = F.pad(query, (0, 0, prefix_length, 0))
         output, _ = attend(module, query, key, value, None, **{**kwargs, "is_causal": True})
         return output[:, prefix_length:], None
@@ -199,6 +221,12 @@ def prefix_attention(
         return _one_query_attention(query, key, value, attention_mask, **kwargs), None
     kwargs["is_causal"] = False
     return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def _takes_dummy_queries(query: torch.Tensor) -> bool:
+    if query.is_cuda:
+        return query.shape[2] > 1 and query.dtype in (torch.bfloat16, torch.float16)
+    return query.shape[2] >= DUMMY_QUERIES_FROM
 
 
 def _takes_kernel(
@@ -254,9 +282,6 @@ def _prefix_rows(prefix_PGKd: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _bottom_right_mask(num_queries: int, prefix_length: int, device: torch.device) -> torch.Tensor:
     num_keys = prefix_length + num_queries
-    if device.type == "cuda" and not torch.compiler.is_compiling():
-        # Flash and memory-efficient kernels know this mask without its being built, torch.compile does not.
-        return causal_lower_right(num_queries, num_keys)
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(prefix_length)
 
 
@@ -435,6 +460,8 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         super().__init__(config)
         # The backbone's constructor has made a plain inner model; it offers no hook for another class.
         self.model = parscale_model_class(type(self.model), self.config_class)(config)
+        # The static cache of the last `generate`, and its layers, whose memory the next one takes when it is gone.
+        self._last_static_cache: tuple[weakref.ref, list[PrefixedStaticLayer]] | None = None
         self.post_init()
 
     def set_streams(self, num_streams: int) -> None:
@@ -477,10 +504,14 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         cache.holds_prefixes = bool(self.config.prefix_length)
         if cache.holds_prefixes:
             attentions = [layer.self_attn for layer in self.model.layers]
+            last, used = self._last_static_cache or (lambda: None, [])
+            if last() is not None or not used:  # the caller has it still, or there was none
+                used = [None] * len(attentions)
             cache.layers = [
-                _with_prefixes(layer, attention.prefix_k[:num_streams], attention.prefix_v[:num_streams])
-                for layer, attention in zip(cache.layers, attentions, strict=True)
+                _with_prefixes(layer, attention.prefix_k[:num_streams], attention.prefix_v[:num_streams], of_used)
+                for layer, attention, of_used in zip(cache.layers, attentions, used, strict=True)
             ]
+            self._last_static_cache = weakref.ref(cache), cache.layers
         return cache
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from parcontrol.config import RunConfig, TrainingConfig
@@ -35,14 +36,15 @@ def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSi
     on_cpu = precision.device.type == "cpu"
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
     kernel = training.compile and has_attention_kernel(precision.device, precision.compute, size.head_size)
-    shared = 1 if kernel else DUMMY_QUERIES_FROM
+    flash = precision.device.type == "cuda" and precision.compute == torch.bfloat16
+    shared = 1 if kernel or flash else DUMMY_QUERIES_FROM
     return Setting(
         precision.device,
         precision.backbone,
         precision.compute,
         loss_positions=CHUNK_TOKENS_CPU if on_cpu else CHUNK_TOKENS_ACCELERATOR,
         aggregated_tokens=AGGREGATED_TOKENS,
-        shared_heads_from=shared if on_cpu else None,
+        shared_heads_from=shared if on_cpu or flash else None,
     )
 
 

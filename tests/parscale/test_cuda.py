@@ -1,0 +1,103 @@
+"""What only a GPU can show: its attention kernels, and compiled decoding as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, PreTrainedModel
+
+from parcontrol.parscale.modeling_parscale import ParScaleForCausalLMMixin
+from tests.parscale.models import tiny_parscale, tokens
+
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20},
+    "beams": {"do_sample": False, "num_beams": 4},
+}
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # torch's own, about TF32 and about what is being deprecated
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def generate(model: ParScaleForCausalLMMixin, lengths: tuple[int, ...] = (6, 4), seed: int = 11, **options: Any) -> Any:
+    """Tokens for random left-padded prompts."""
+    width = max(lengths)
+    mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
+    ids = tokens(len(lengths), width, seed=seed) * mask
+    torch.manual_seed(seed)
+    options = {"max_new_tokens": 8, **options}
+    return model.generate(ids.cuda(), attention_mask=mask.cuda(), **options)
+
+
+@pytest.mark.parametrize("T", [7, 600])
+@pytest.mark.parametrize("P", [1, 3])
+def test_hidden_states_and_gradients_in_bfloat16_are_as_near_as_eager_attention_s(P: int, T: int) -> None:
+    def run(model: PreTrainedModel) -> list[torch.Tensor]:
+        hidden = model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+        (hidden.double() * weights.to(model.device)).sum().backward()
+        prefix = model.model.layers[0].self_attn.prefix_v
+        return [hidden.detach().double().cpu(), prefix.grad.double().cpu()]
+
+    ids = tokens(2, T) if T < 200 else tokens(2, T) % 61
+    weights = torch.randn(2, T, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = run(tiny_parscale(P, 5).double())
+    found = run(tiny_parscale(P, 5).to("cuda", torch.bfloat16))
+    eager = tiny_parscale(P, 5).to("cuda", torch.bfloat16)
+    eager.set_attn_implementation("eager")
+    for ours, plain, exact in zip(found, run(eager), expected, strict=True):
+        assert (ours - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-3 * exact.norm()
+
+
+def test_training_attention_in_bfloat16_runs_a_flash_kernel() -> None:
+    model = tiny_parscale(2, 5).to("cuda", torch.bfloat16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model.model(input_ids=tokens(2, 40).cuda(), use_cache=False).last_hidden_state.sum().backward()
+    names = {event.name for event in profile.events()}
+    assert "aten::_scaled_dot_product_flash_attention" in names
+    assert "aten::_scaled_dot_product_flash_attention_backward" in names
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("P", [1, 2, 4])
+def test_static_and_compiled_tokens_in_float32_are_the_dynamic_ones(P: int, mode: str) -> None:
+    model = tiny_parscale(P, 5).cuda()
+    expected = generate(model, **MODES[mode])
+    static = {"cache_implementation": "static", "max_cache_len": 32, **MODES[mode]}
+    assert torch.equal(expected, generate(model, **static, disable_compile=True))
+    for _ in range(3):  # warming up, recording, replaying
+        assert torch.equal(expected, generate(model, **static, compile_config=CompileConfig()))
+    assert not torch.equal(expected, generate(model, **static, seed=12)), "the prompt matters"
+    if mode != "beams":  # which transformers does not compile
+        assert counters["stats"]["unique_graphs"] == 1
+        assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+def test_calls_of_like_shape_neither_compile_nor_record_again() -> None:
+    from torch._inductor.cudagraph_trees import get_manager
+
+    model = tiny_parscale(2, 5).cuda()
+    static = {"cache_implementation": "static", "max_cache_len": 32, "do_sample": False}
+    for seed in (1, 2, 3):
+        generate(model, seed=seed, **static)
+    manager = get_manager(torch.cuda.current_device(), create_if_none_exists=False)
+    recorded = manager.new_graph_id().id
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for lengths, seed in (((6, 4), 4), ((5, 5), 5), ((9, 2), 6)):
+            expected = generate(model, lengths, seed, do_sample=False)
+            assert torch.equal(expected, generate(model, lengths, seed, **static))
+    assert manager.new_graph_id().id == recorded + 1, "ids count recordings, and this one"
