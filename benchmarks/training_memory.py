@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from decoding import SHAPES
 from harness import parser, ratio, report, side_by_side
+from shapes import SHAPES
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from parcontrol.config import RunConfig, load_config

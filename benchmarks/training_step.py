@@ -10,6 +10,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 from harness import parser, ratio, report, side_by_side
+from shapes import SHAPES, random_backbone
 
 from parcontrol.demo.model import get_model
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config, parscale_parameters
@@ -58,13 +59,17 @@ def step_parser(description):
     arguments.add_argument("--T", type=int, nargs="+", default=[256, 1024])
     arguments.add_argument("--tokens", type=int, default=1024, help="tokens B·T of a step")
     arguments.add_argument("--model", default=None, help="a model directory (default: the demo's SmolLM2-135M)")
+    arguments.add_argument("--shape", choices=SHAPES, help="random weights of these sizes instead of a model")
     return arguments
 
 
 def peft_models(args):
     """For each T and P: the frozen backbone, a model that trains over it, and random blocks of tokens [B, T]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone, _ = load_backbone(str(args.model or get_model()), dtype=torch.bfloat16, device=device)
+    if args.shape:
+        backbone = random_backbone(args.shape, torch.bfloat16, device)
+    else:
+        backbone, _ = load_backbone(str(args.model or get_model()), dtype=torch.bfloat16, device=device)
     backbone.requires_grad_(False).train()
     for T in args.T:
         ids_BT = torch.randint(backbone.config.vocab_size, (max(args.tokens // T, 1), T), device=device)

@@ -54,7 +54,7 @@ BASE: dict[str, Any] = {
 }
 ROWS = 2 * 10
 LAYER = 8 * 8 + 2 * (4 * 8 + 3 * 16) + 2 * 2 * 4  # two float32 norms, attention and MLP in bf16, half of 2 K rows more
-GPU_SETTING = Setting(CUDA, torch.bfloat16, torch.bfloat16, 512, 256)
+GPU_SETTING = Setting(torch.device("mps"), torch.bfloat16, torch.bfloat16, 512, 256)
 
 
 def tiny(**overrides: object) -> RunConfig:
@@ -65,11 +65,29 @@ def test_a_peft_step_by_hand() -> None:
     after = 10 * 8
     assert model_bytes(tiny(), SIZE, GPU_SETTING) == (1400 - 70) * 2 + 70 * 4
     assert activation_bytes(tiny(), SIZE, GPU_SETTING) == 3 * ROWS * (3 * LAYER + after)
-    logits = 512 * 100 * 8
+    logits = ROWS * 100 * 8
     assert logits_bytes(tiny(), SIZE, GPU_SETTING) == logits
     step = 70 * 12 + 3 * ROWS * (3 * LAYER + after) + logits
     assert step_bytes(tiny(), SIZE, GPU_SETTING) == step
     assert peak_bytes(tiny(), SIZE, GPU_SETTING, 10**9) == model_bytes(tiny(), SIZE, GPU_SETTING) + step
+
+
+def test_cuda_takes_cublas_s_workspaces_beside() -> None:
+    on_cuda = dataclasses.replace(GPU_SETTING, device=CUDA)
+    assert step_bytes(tiny(), SIZE, on_cuda) - step_bytes(tiny(), SIZE, GPU_SETTING) == 64 * 2**20
+
+
+def test_logits_of_a_chunk_or_of_less() -> None:
+    def positions(**settings: int) -> float:
+        setting = dataclasses.replace(GPU_SETTING, **settings)
+        return logits_bytes(tiny(), SIZE, setting, streams_per_pass=2) / (100 * 8)
+
+    assert positions() == ROWS
+    assert positions(loss_positions=7) == 7
+    assert positions(aggregated_tokens=6) == 6
+    assert positions(aggregated_tokens=6, loss_positions=5) == 5
+    few = dataclasses.replace(GPU_SETTING, aggregated_tokens=6)
+    assert logits_bytes(tiny(), SIZE, few) == ROWS * 100 * 8, "all streams at once"
 
 
 def test_compiled_layers_keep_inputs_of_norms_and_both_factors_of_the_activation() -> None:
@@ -109,7 +127,7 @@ def test_a_full_step_by_hand() -> None:
     expected = 3 * ROWS * (3 * layer + 80)
     assert model_bytes(full, SIZE, setting) == 1400 * 4
     assert activation_bytes(full, SIZE, setting) == expected
-    assert step_bytes(full, SIZE, setting) == 1400 * 12 + 1000 * 2 + expected + 512 * 100 * 8 + 300 * 4
+    assert step_bytes(full, SIZE, setting) == 1400 * 12 + 1000 * 2 + expected + ROWS * 100 * 8 + 300 * 4
     checkpointed = tiny(training__mode="full", training__gradient_checkpointing=True)
     assert activation_bytes(checkpointed, SIZE, setting) == expected + 3 * ROWS * (2 * 2 * 8 - layer)
 

@@ -27,6 +27,7 @@ _CPU_HOLES = 1.41
 _CPU_FIXED = 87e6
 _COMPILED_HOLES = 1.30
 _COMPILED_FIXED = 125e6  # what the compiler itself has taken, too
+_CUDA_FIXED = 2 * 2**25  # cuBLAS works in 32 MiB for each thread that multiplies: forward and backward
 # Layers whose activations are there at once where each is computed again; on a CPU holes included.
 _RECOMPUTED_LAYERS, _RECOMPUTED_LAYERS_CPU = 2, 4
 # Tokens that the aggregator mixes at a time where not all streams are kept.
@@ -154,10 +155,11 @@ def step_bytes(config: RunConfig, size: ModelSize, setting: Setting, streams_per
     if config.training.mode == "full" and _autocasts(setting):
         state += size.layer_parameters * setting.compute.itemsize
     activations = activation_bytes(config, size, setting, streams_per_pass)
+    logits = logits_bytes(config, size, setting, streams_per_pass)
     if setting.device.type != "cpu":
-        return state + activations + logits_bytes(config, size, setting)
+        return state + activations + logits + (_CUDA_FIXED if setting.device.type == "cuda" else 0)
     holes, fixed = (_COMPILED_HOLES, _COMPILED_FIXED) if config.training.compile else (_CPU_HOLES, _CPU_FIXED)
-    return state + holes * activations + max(fixed, logits_bytes(config, size, setting))
+    return state + holes * activations + max(fixed, logits)
 
 
 def kept_streams(config: RunConfig, streams_per_pass: int | None = None) -> int:
@@ -262,9 +264,12 @@ def activation_bytes(
     return rows * (kept * inside_layers + P * hidden_states) + P * aggregated
 
 
-def logits_bytes(config: RunConfig, size: ModelSize, setting: Setting) -> float:
+def logits_bytes(config: RunConfig, size: ModelSize, setting: Setting, streams_per_pass: int | None = None) -> float:
     """Bytes of the logits that the loss holds at a time, and of the head's gradient if it trains."""
-    logits = setting.loss_positions * size.vocabulary * (_FLOAT32 + 2 * setting.compute.itemsize)
+    positions = min(setting.loss_positions, config.training.microbatch_size * config.data.sequence_length)
+    if kept_streams(config, streams_per_pass) < config.parscale.P:
+        positions = min(positions, setting.aggregated_tokens)
+    logits = positions * size.vocabulary * (_FLOAT32 + 2 * setting.compute.itemsize)
     return logits + (size.head_parameters * _FLOAT32 if config.training.mode == "full" else 0)
 
 
