@@ -13,10 +13,9 @@ import statistics
 import time
 
 import torch
-from harness import parser, ratio, report, side_by_side
+from harness import kernel_seconds, parser, ratio, report, side_by_side
 from shapes import SHAPES, random_backbone
 from torch import nn
-from torch.autograd import DeviceType
 from transformers import CompileConfig
 
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
@@ -80,15 +79,9 @@ def seconds_per_token(seconds, new_tokens):
 
 
 def kernel_seconds_per_token(candidates, P, new_tokens):
-    """Seconds in which a GPU works on a token of compiled decoding, by its own clock."""
-
-    def busy(run):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            run()
-            torch.cuda.synchronize()
-        return sum(event.device_time for event in profile.events() if event.device_type == DeviceType.CUDA) / 1e6
-
-    return (busy(candidates["compiled", P]) - busy(candidates["first compiled", P])) / new_tokens
+    """Seconds in which a GPU works on a token of compiled decoding."""
+    first = kernel_seconds(candidates["first compiled", P])
+    return (kernel_seconds(candidates["compiled", P]) - first) / new_tokens
 
 
 def copy_bandwidth(device, num_bytes=2**28):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 
 def parser(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:
@@ -36,6 +37,14 @@ def side_by_side(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[
             if round_:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def kernel_seconds(run: Callable[[], Any]) -> float:
+    """Seconds in which a CUDA device works on a call, by its own clock; for the rest it waits for the host."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_time for event in profile.events() if event.device_type == DeviceType.CUDA) / 1e6
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:

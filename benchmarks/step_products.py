@@ -13,13 +13,14 @@ The products, for R = P·B·T rows, D hidden, K prefix tokens, T tokens, V vocab
 `products` is their time alone, `compiled` that of a step with `training.compile`; `…_TFLOPs` are the rates that each
 reaches, counting the operations of the products.
 
-On a GPU `model_flop_utilisation` is the rate of the compiled step over the one given with --peak-tflops.
+On a GPU `model_flop_utilisation` is the rate of the compiled step over the one given with --peak-tflops, and
+`…_of_kernels` the same for the time in which the GPU works, without that in which it waits for the host.
 """
 
 import statistics
 
 import torch
-from harness import ratio, report, side_by_side
+from harness import kernel_seconds, ratio, report, side_by_side
 from training_step import peft_models, peft_step, step_parser
 
 from parcontrol.training.compiling import compile_layers
@@ -120,8 +121,13 @@ def main():
         for name, times in seconds.items():
             found[f"{name}_s"] = statistics.median(times)
             found[f"{name}_TFLOPs"] = work / statistics.median(times) / 1e12
+        if model.device.type == "cuda":
+            found |= {f"{name}_kernels_s": kernel_seconds(candidates[name]) for name in ("step", "compiled")}
         if args.peak_tflops:
             found["model_flop_utilisation"] = found["compiled_TFLOPs"] / args.peak_tflops
+            if "compiled_kernels_s" in found:
+                rate = work / found["compiled_kernels_s"] / 1e12
+                found["model_flop_utilisation_of_kernels"] = rate / args.peak_tflops
         rows.append(found)
     report(rows, args.json)
 

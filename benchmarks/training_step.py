@@ -15,6 +15,7 @@ from shapes import SHAPES, random_backbone
 from parcontrol.demo.model import get_model
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config, parscale_parameters
 from parcontrol.parscale.loading import load_backbone
+from parcontrol.training.device import without_packing_check
 from parcontrol.training.loss import chunked_cross_entropy, output_head
 
 CLAIMS = {256: 1.10, 1024: 1.25}
@@ -22,7 +23,8 @@ CLAIMS = {256: 1.10, 1024: 1.25}
 
 def peft_step(model, head, ids_BT, compiled=False):
     def run():
-        hidden = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        with without_packing_check():  # as in training
+            hidden = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
         loss = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), head, ids_BT[:, 1:].flatten(), compiled)
         (loss / ids_BT[:, 1:].numel()).backward()
 

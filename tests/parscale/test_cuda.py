@@ -63,13 +63,19 @@ def test_hidden_states_and_gradients_in_bfloat16_are_as_near_as_eager_attention_
         assert (ours - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-3 * exact.norm()
 
 
-def test_training_attention_in_bfloat16_runs_a_flash_kernel() -> None:
+def test_training_attention_in_bfloat16_runs_a_kernel_that_builds_no_scores() -> None:
     model = tiny_parscale(2, 5).to("cuda", torch.bfloat16)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         model.model(input_ids=tokens(2, 40).cuda(), use_cache=False).last_hidden_state.sum().backward()
-    names = {event.name for event in profile.events()}
-    assert "aten::_scaled_dot_product_flash_attention" in names
-    assert "aten::_scaled_dot_product_flash_attention_backward" in names
+    kernels = {event.name for event in profile.events() if "_attention_backward" in event.name}
+    # torch takes cuDNN's on some GPUs, its own elsewhere; neither takes a mask.
+    assert kernels
+    assert kernels <= {
+        "aten::_scaled_dot_product_flash_attention_backward",
+        "aten::_flash_attention_backward",
+        "aten::_scaled_dot_product_cudnn_attention_backward",
+        "aten::_cudnn_attention_backward",
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
