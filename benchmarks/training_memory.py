@@ -3,12 +3,12 @@
 Claims: (a) at P = 8 and P = 16 the peak is at most 1.25 × that at P = 1 with the same B and T; (b) a step in passes
 takes at most 1.6 × the ordinary step at the same P; (c) the predicted peak is within 10 % of the measured one.
 
-SmolLM2-135M shapes with random weights, bf16, K = 48. Every memory figure is the peak of a process of its own that
-takes three steps of the training loop, optimiser included: on CUDA of its allocator, elsewhere of its resident memory,
-libraries and all. The prediction is made in that process before its model is. Times of (b) are of both kinds of step
-taking turns in one process.
+SmolLM2-135M shapes with random weights, bf16, K = 48. Every memory figure is the peak of three steps of the training
+loop, optimiser included: of a process of its own, libraries and all, and on CUDA of the allocator, which can be asked
+anew. The prediction is made before the model is. Times of (b) are of both kinds of step taking turns in one process.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -42,6 +42,17 @@ GRID = [
     (8, 2, 128, 2),
     (2, 2, 512, 1),
     (4, 2, 512, 4),
+]
+GPU_GRID = [
+    *GRID,
+    (4, 4, 256, 4),
+    (8, 8, 256, 8),
+    (1, 8, 1024, 1),
+    (4, 8, 1024, 4),
+    (8, 8, 1024, 1),
+    (16, 8, 1024, 1),
+    (8, 8, 1024, 2),
+    (1, 16, 1024, 1),
 ]
 
 
@@ -105,7 +116,13 @@ def measure_here(P: int, B: int, T: int, streams_per_pass: int, compiled: bool) 
 
 
 def measure(*shape: int, compiled: bool) -> dict[str, float]:
-    """As above, of a new process."""
+    """As above, of a new process; on CUDA of this one, as if it were new."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return measure_here(*shape, compiled)
     command = [sys.executable, __file__, "--child", *map(str, shape), *(["--compile"] if compiled else [])]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(process.stdout.splitlines()[-1])
@@ -149,7 +166,8 @@ def main() -> None:
         rows.append(memory_row((1, args.B, args.T, 1), None, args.compile))
         baseline = rows[0]["megabytes"]["measured"] * 1e6
         rows += [memory_row((P, args.B, args.T, 1), baseline, args.compile) for P in args.P]
-    rows += [] if args.no_grid else [memory_row(shape, None, args.compile) for shape in GRID]
+    grid = [] if args.no_grid else GPU_GRID if torch.cuda.is_available() else GRID
+    rows += [memory_row(shape, None, args.compile) for shape in grid]
     rows += [time_row(P, args.B, args.T, args.rounds) for P in args.time_P]
     report(rows, args.json)
 
