@@ -1,8 +1,12 @@
 """Decoding with a static cache, uncompiled and compiled: the tokens of the dynamic path, without compiling twice."""
 
+import copy
+import gc
 import os
+import pickle
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -135,7 +139,7 @@ def test_the_next_call_takes_the_memory_of_a_cache_that_is_gone_and_of_no_other(
         return out.past_key_values
 
     def addresses():
-        _, layers = model._last_static_cache
+        _, layers = modeling_parscale._last_static_caches[model]
         return [x.data_ptr() for layer in layers for x in (layer.keys, layer.values, layer.cumulative_length)]
 
     run(1)
@@ -149,8 +153,26 @@ def test_the_next_call_takes_the_memory_of_a_cache_that_is_gone_and_of_no_other(
     second = addresses()
     run(4)
     assert addresses() == second
-    run(5, max_cache_len=32)  # of another size
-    assert not set(addresses()) & set(second)
+    assert run(5, max_cache_len=32).layers[0].keys.shape[2] == 5 + 32, "another size takes memory of its own"
+
+
+def test_memory_of_inference_mode_is_not_taken_outside_of_it():
+    model = tiny_parscale(2, 5)
+    expected = generate(model, do_sample=False)
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(expected, generate(model, do_sample=False, cache_implementation="static"))
+
+
+def test_a_model_that_has_decoded_is_copied_and_pickled():
+    model = tiny_parscale(2, 5)
+    expected = generate(model, do_sample=False, cache_implementation="static")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(expected, generate(other, do_sample=False, cache_implementation="static"))
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
 
 
 def test_static_beams_do_reorder():

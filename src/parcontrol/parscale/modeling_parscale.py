@@ -135,8 +135,14 @@ class PrefixedStaticLayer(StaticLayer):
         self.cumulative_length.fill_(self.prefix_length)  # where the next token goes
 
 
+# Of each model the static cache of its last `generate`, and that cache's layers, whose memory the next one takes when
+# the cache is gone. Not in the model, which is copied and pickled.
+_last_static_caches: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
 def _are_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+    """Whether the memory of one can serve as the other; that of inference mode cannot be written to outside of it."""
+    return (a.shape, a.dtype, a.device, a.is_inference()) == (b.shape, b.dtype, b.device, b.is_inference())
 
 
 def _with_prefixes(
@@ -460,8 +466,6 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         super().__init__(config)
         # The backbone's constructor has made a plain inner model; it offers no hook for another class.
         self.model = parscale_model_class(type(self.model), self.config_class)(config)
-        # The static cache of the last `generate`, and its layers, whose memory the next one takes when it is gone.
-        self._last_static_cache: tuple[weakref.ref, list[PrefixedStaticLayer]] | None = None
         self.post_init()
 
     def set_streams(self, num_streams: int) -> None:
@@ -504,14 +508,15 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         cache.holds_prefixes = bool(self.config.prefix_length)
         if cache.holds_prefixes:
             attentions = [layer.self_attn for layer in self.model.layers]
-            last, used = self._last_static_cache or (lambda: None, [])
-            if last() is not None or not used:  # the caller has it still, or there was none
-                used = [None] * len(attentions)
+            used = [None] * len(attentions)
+            if self in _last_static_caches:
+                last, layers = _last_static_caches[self]
+                used = used if last() is not None else layers  # unless the caller still has it
             cache.layers = [
                 _with_prefixes(layer, attention.prefix_k[:num_streams], attention.prefix_v[:num_streams], of_used)
                 for layer, attention, of_used in zip(cache.layers, attentions, used, strict=True)
             ]
-            self._last_static_cache = weakref.ref(cache), cache.layers
+            _last_static_caches[self] = weakref.ref(cache), cache.layers
         return cache
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
