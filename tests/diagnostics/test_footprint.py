@@ -54,7 +54,8 @@ BASE: dict[str, Any] = {
 }
 ROWS = 2 * 10
 LAYER = 8 * 8 + 2 * (4 * 8 + 3 * 16) + 2 * 2 * 4  # two float32 norms, attention and MLP in bf16, half of 2 K rows more
-GPU_SETTING = Setting(torch.device("mps"), torch.bfloat16, torch.bfloat16, 512, 256)
+# A device whose allocator adds nothing.
+SETTING = Setting(torch.device("mps"), torch.bfloat16, torch.bfloat16, 512, 256)
 
 
 def tiny(**overrides: object) -> RunConfig:
@@ -63,66 +64,66 @@ def tiny(**overrides: object) -> RunConfig:
 
 def test_a_peft_step_by_hand() -> None:
     after = 10 * 8
-    assert model_bytes(tiny(), SIZE, GPU_SETTING) == (1400 - 70) * 2 + 70 * 4
-    assert activation_bytes(tiny(), SIZE, GPU_SETTING) == 3 * ROWS * (3 * LAYER + after)
+    assert model_bytes(tiny(), SIZE, SETTING) == (1400 - 70) * 2 + 70 * 4
+    assert activation_bytes(tiny(), SIZE, SETTING) == 3 * ROWS * (3 * LAYER + after)
     logits = ROWS * 100 * 8
-    assert logits_bytes(tiny(), SIZE, GPU_SETTING) == logits
+    assert logits_bytes(tiny(), SIZE, SETTING) == logits
     step = 70 * 12 + 3 * ROWS * (3 * LAYER + after) + logits
-    assert step_bytes(tiny(), SIZE, GPU_SETTING) == step
-    assert peak_bytes(tiny(), SIZE, GPU_SETTING, 10**9) == model_bytes(tiny(), SIZE, GPU_SETTING) + step
+    assert step_bytes(tiny(), SIZE, SETTING) == step
+    assert peak_bytes(tiny(), SIZE, SETTING, 10**9) == model_bytes(tiny(), SIZE, SETTING) + step
 
 
 def test_cuda_takes_cublas_s_workspaces_beside() -> None:
-    on_cuda = dataclasses.replace(GPU_SETTING, device=CUDA)
-    assert step_bytes(tiny(), SIZE, on_cuda) - step_bytes(tiny(), SIZE, GPU_SETTING) == 64 * 2**20
+    on_cuda = dataclasses.replace(SETTING, device=CUDA)
+    assert step_bytes(tiny(), SIZE, on_cuda) - step_bytes(tiny(), SIZE, SETTING) == 64 * 2**20
 
 
 def test_logits_of_a_chunk_or_of_less() -> None:
     def positions(**settings: int) -> float:
-        setting = dataclasses.replace(GPU_SETTING, **settings)
+        setting = dataclasses.replace(SETTING, **settings)
         return logits_bytes(tiny(), SIZE, setting, streams_per_pass=2) / (100 * 8)
 
     assert positions() == ROWS
     assert positions(loss_positions=7) == 7
     assert positions(aggregated_tokens=6) == 6
     assert positions(aggregated_tokens=6, loss_positions=5) == 5
-    few = dataclasses.replace(GPU_SETTING, aggregated_tokens=6)
+    few = dataclasses.replace(SETTING, aggregated_tokens=6)
     assert logits_bytes(tiny(), SIZE, few) == ROWS * 100 * 8, "all streams at once"
 
 
 def test_compiled_layers_keep_inputs_of_norms_and_both_factors_of_the_activation() -> None:
     layer = 2 * (2 * 8 + 4 * 8 + 2 * 16) + 2 * 2 * 4  # two norms, attention, MLP; half of 2 K rows more
-    assert activation_bytes(tiny(training__compile=True), SIZE, GPU_SETTING) == 3 * ROWS * (3 * layer + 80)
+    assert activation_bytes(tiny(training__compile=True), SIZE, SETTING) == 3 * ROWS * (3 * layer + 80)
     full = tiny(training__mode="full", training__compile=True)
-    assert activation_bytes(full, SIZE, GPU_SETTING) == activation_bytes(tiny(training__mode="full"), SIZE, GPU_SETTING)
+    assert activation_bytes(full, SIZE, SETTING) == activation_bytes(tiny(training__mode="full"), SIZE, SETTING)
 
 
 def test_heads_that_share_keys_where_attention_takes_no_mask() -> None:
-    shared = dataclasses.replace(GPU_SETTING, shared_heads_from=10)
-    saved = activation_bytes(tiny(), SIZE, GPU_SETTING) - activation_bytes(tiny(), SIZE, shared)
+    shared = dataclasses.replace(SETTING, shared_heads_from=10)
+    saved = activation_bytes(tiny(), SIZE, SETTING) - activation_bytes(tiny(), SIZE, shared)
     assert saved == 3 * ROWS * 3 * (2 * 2 * 15 * (8 - 4) / 10)
-    not_yet = dataclasses.replace(GPU_SETTING, shared_heads_from=11)
-    assert activation_bytes(tiny(), SIZE, not_yet) == activation_bytes(tiny(), SIZE, GPU_SETTING)
+    not_yet = dataclasses.replace(SETTING, shared_heads_from=11)
+    assert activation_bytes(tiny(), SIZE, not_yet) == activation_bytes(tiny(), SIZE, SETTING)
 
 
 @pytest.mark.parametrize(("streams_per_pass", "largest_group"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (9, 5)])
 def test_a_step_in_passes_by_hand(streams_per_pass: int, largest_group: int) -> None:
     """Five streams: groups of 1, 2 or 3 at most; what allows four is split into 3 and 2."""
     config = tiny(parscale__P=5, training__streams_per_pass=streams_per_pass)
-    kept = activation_bytes(config, SIZE, GPU_SETTING)
+    kept = activation_bytes(config, SIZE, SETTING)
     if largest_group == 5:
         assert kept == 5 * ROWS * (3 * LAYER + 80)
     else:
         hidden_states_and_gradient, aggregated = 5 * 2 * 2 * 8, 5 * 16 * 8
         assert kept == ROWS * (largest_group * 3 * LAYER + hidden_states_and_gradient + aggregated)
-    few = dataclasses.replace(GPU_SETTING, aggregated_tokens=4)
+    few = dataclasses.replace(SETTING, aggregated_tokens=4)
     if largest_group < 5:
         assert kept - activation_bytes(config, SIZE, few) == (ROWS - 4) * 5 * 16 * 8
 
 
 def test_a_full_step_by_hand() -> None:
     layer = LAYER + 8 * 8 + 2 * (16 + 5 * 8)
-    setting = dataclasses.replace(GPU_SETTING, backbone=torch.float32)
+    setting = dataclasses.replace(SETTING, backbone=torch.float32)
     full = tiny(training__mode="full")
     expected = 3 * ROWS * (3 * layer + 80)
     assert model_bytes(full, SIZE, setting) == 1400 * 4
@@ -201,18 +202,18 @@ def saved_bytes(layers: int, P: int, mode: str, backbone: torch.dtype, compute: 
 
 def test_as_many_streams_as_fit() -> None:
     config = tiny(parscale__P=6)
-    needed = {p: step_bytes(config, SIZE, GPU_SETTING, p) for p in (1, 2, 3, 6)}
+    needed = {p: step_bytes(config, SIZE, SETTING, p) for p in (1, 2, 3, 6)}
     assert list(needed.values()) == sorted(needed.values())
     for (fewer, enough), (more, _) in itertools.pairwise(needed.items()):
         # 85 % of the room is planned with.
-        assert fitting_streams_per_pass(config, SIZE, GPU_SETTING, enough / 0.849) == fewer
-        assert fitting_streams_per_pass(config, SIZE, GPU_SETTING, needed[more] / 0.849) == more
-    assert fitting_streams_per_pass(config, SIZE, GPU_SETTING, 0) == 1
-    assert fitting_streams_per_pass(config, SIZE, GPU_SETTING, -1) == 1
+        assert fitting_streams_per_pass(config, SIZE, SETTING, enough / 0.849) == fewer
+        assert fitting_streams_per_pass(config, SIZE, SETTING, needed[more] / 0.849) == more
+    assert fitting_streams_per_pass(config, SIZE, SETTING, 0) == 1
+    assert fitting_streams_per_pass(config, SIZE, SETTING, -1) == 1
 
 
 def test_the_mildest_settings_that_would_fit() -> None:
-    setting = dataclasses.replace(GPU_SETTING, loss_positions=0)
+    setting = dataclasses.replace(SETTING, loss_positions=0)
     config = tiny(parscale__P=6, data__sequence_length=40)
 
     def needed(streams_per_pass: int, **overrides: object) -> float:

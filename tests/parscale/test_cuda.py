@@ -53,7 +53,7 @@ def test_hidden_states_and_gradients_in_bfloat16_are_as_near_as_eager_attention_
         prefix = model.model.layers[0].self_attn.prefix_v
         return [hidden.detach().double().cpu(), prefix.grad.double().cpu()]
 
-    ids = tokens(2, T) if T < 200 else tokens(2, T) % 61
+    ids = tokens(2, T)
     weights = torch.randn(2, T, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = run(tiny_parscale(P, 5).double())
     found = run(tiny_parscale(P, 5).to("cuda", torch.bfloat16))

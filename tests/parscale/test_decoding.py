@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -128,32 +129,56 @@ def test_prefixes_that_have_changed_are_used_by_the_next_call():
     assert torch.equal(after, generate(model, do_sample=False))
 
 
-def test_the_next_call_takes_the_memory_of_a_cache_that_is_gone_and_of_no_other():
+STATIC = {"do_sample": False, "cache_implementation": "static", "max_cache_len": 24}
+
+
+def spare_addresses(model):
+    layers = modeling_parscale._spare_layers[model]
+    return [x.data_ptr() for layer in layers for x in (layer.keys, layer.values, layer.cumulative_length)]
+
+
+def assert_dynamic_tokens(model, seed, **options):
+    assert torch.equal(generate(model, seed=seed, do_sample=False), generate(model, seed=seed, **{**STATIC, **options}))
+
+
+def test_the_next_call_takes_the_memory_of_a_cache_that_nobody_has_seen():
     """CUDA graphs are bound to addresses."""
     model = tiny_parscale(2, 5)
-    options = {"do_sample": False, "cache_implementation": "static", "max_cache_len": 24}
+    assert_dynamic_tokens(model, 1)
+    first = spare_addresses(model)
+    for seed in (2, 3):
+        assert_dynamic_tokens(model, seed)
+        assert spare_addresses(model) == first
+    for keys in (layer.keys for layer in modeling_parscale._spare_layers[model]):
+        keys.fill_(torch.nan)  # as a model of other weights may have left it
+    assert_dynamic_tokens(model, 4)
+    assert spare_addresses(model) == first
+    held = modeling_parscale._spare_layers[model]
+    assert_dynamic_tokens(model, 5, max_cache_len=32)
+    assert not set(spare_addresses(model)) & set(first), "another size takes memory of its own"
+    assert held[0].keys.shape[2] == 5 + 24
+    model.double()
+    assert_dynamic_tokens(model, 6, max_cache_len=32)
 
-    def run(seed, **more):
-        out = generate(model, seed=seed, return_dict_in_generate=True, **{**options, **more})
-        assert torch.equal(out.sequences, generate(model, seed=seed, do_sample=False))
-        return out.past_key_values
 
-    def addresses():
-        _, layers = modeling_parscale._last_static_caches[model]
-        return [x.data_ptr() for layer in layers for x in (layer.keys, layer.values, layer.cumulative_length)]
+def test_a_cache_that_the_caller_has_is_the_caller_s():
+    model = tiny_parscale(2, 5)
+    generate(model, **STATIC)
+    layers = generate(model, seed=2, return_dict_in_generate=True, **STATIC).past_key_values.layers
+    before = [layer.keys.clone() for layer in layers]
+    for seed in (3, 4):
+        assert_dynamic_tokens(model, seed)
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(layers, before, strict=True))
 
-    run(1)
-    first = addresses()
-    held = run(2)
-    assert addresses() == first
-    before = [layer.keys.clone() for layer in held.layers]
-    run(3)
-    assert not set(addresses()) & set(first), "held is the caller's"
-    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(held.layers, before, strict=True))
-    second = addresses()
-    run(4)
-    assert addresses() == second
-    assert run(5, max_cache_len=32).layers[0].keys.shape[2] == 5 + 32, "another size takes memory of its own"
+
+def test_calls_in_several_threads_do_not_share_memory():
+    model = tiny_parscale(2, 5)
+    ids = [tokens(2, 6, seed=seed) for seed in range(4)]
+    expected = [model.generate(x, max_new_tokens=6, do_sample=False) for x in ids]
+    with ThreadPoolExecutor(len(ids)) as pool:
+        for _ in range(10):
+            found = list(pool.map(lambda x: model.generate(x, max_new_tokens=6, **STATIC), ids))
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_memory_of_inference_mode_is_not_taken_outside_of_it():

@@ -30,8 +30,6 @@ _COMPILED_FIXED = 125e6  # what the compiler itself has taken, too
 _CUDA_FIXED = 2 * 2**25  # cuBLAS works in 32 MiB for each thread that multiplies: forward and backward
 # Layers whose activations are there at once where each is computed again; on a CPU holes included.
 _RECOMPUTED_LAYERS, _RECOMPUTED_LAYERS_CPU = 2, 4
-# Tokens that the aggregator mixes at a time where not all streams are kept.
-_AGGREGATED_TOKENS = 256
 # What may be planned with of the memory that is free: the formula is wrong by up to a tenth, and
 # other programs take some.
 _USABLE = 0.85

@@ -49,7 +49,7 @@ PREFIX_STD = 0.02
 # From this many queries on, K dummy queries that make the problem square and causal cost less on a CPU than a mask,
 # which makes the kernel compute what it hides (forward and backward at 256 / 1,024 queries: mask 1.0 / 1.6 ×, dummy
 # queries 1.3 / 1.3 × plain causal attention; benchmarks/training_step.py times whole steps). On CUDA flash kernels take
-# no mask at all, and half-precision types alone.
+# no mask at all.
 DUMMY_QUERIES_FROM = 512
 
 
@@ -102,9 +102,9 @@ class PrefixedStaticLayer(StaticLayer):
         prefix_v: torch.Tensor,
         used: "PrefixedStaticLayer | None" = None,
     ):
-        """Prepares; memory is taken as for the plain layer. prefix_k, prefix_v: [P, G, K, d].
+        """Prepares; memory is taken when the first keys come. prefix_k, prefix_v: [P, G, K, d].
 
-        used: a layer that nobody needs any more. Where its memory is of the right size it serves again: CUDA graphs are
+        used: a layer that nobody needs any more. Where its memory is of the right kind it serves again: CUDA graphs are
         bound to addresses, and torch gives up recording them anew after some 128 times.
         """
         super().__init__(max_cache_len)
@@ -112,14 +112,27 @@ class PrefixedStaticLayer(StaticLayer):
         self.used = used
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        used, self.used = self.used, None
+        if used is not None and used._can_hold(key_states, self.max_cache_len + self.prefix_length):
+            vars(self).update(vars(used), prefix_k=self.prefix_k, prefix_v=self.prefix_v)
+            self.reset()
+            return
         self.max_cache_len += self.prefix_length
         super().lazy_initialization(key_states, value_states)
         self.max_cache_len -= self.prefix_length
-        if self.used is not None and self.used.is_initialized and _are_alike(self.used.keys, self.keys):
-            self.keys, self.values = self.used.keys.zero_(), self.used.values.zero_()
-            self.cumulative_length = self.used.cumulative_length
-        self.used = None
         self._put_prefixes()
+
+    def _can_hold(self, key_states: torch.Tensor, length: int) -> bool:
+        rows, groups, _, head_size = key_states.shape
+        kind = self.keys.shape, self.keys.dtype, self.keys.device, self.keys.is_inference()
+        # Tensors of inference mode cannot be written to outside of it.
+        needed = (
+            (rows, groups, length, head_size),
+            key_states.dtype,
+            key_states.device,
+            torch.is_inference_mode_enabled(),
+        )
+        return kind == needed
 
     def reset(self) -> None:
         super().reset()
@@ -135,14 +148,9 @@ class PrefixedStaticLayer(StaticLayer):
         self.cumulative_length.fill_(self.prefix_length)  # where the next token goes
 
 
-# Of each model the static cache of its last `generate`, and that cache's layers, whose memory the next one takes when
-# the cache is gone. Not in the model, which is copied and pickled.
-_last_static_caches: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def _are_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether the memory of one can serve as the other; that of inference mode cannot be written to outside of it."""
-    return (a.shape, a.dtype, a.device, a.is_inference()) == (b.shape, b.dtype, b.device, b.is_inference())
+# Of a model the layers of a static cache that nobody needs any more, for its next `generate`. Not in the model, which is
+# copied and pickled.
+_spare_layers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _with_prefixes(
@@ -231,7 +239,8 @@ def prefix_attention(
 
 def _takes_dummy_queries(query: torch.Tensor) -> bool:
     if query.is_cuda:
-        return query.shape[2] > 1 and query.dtype in (torch.bfloat16, torch.float16)
+        # Not float16: GPUs before Ampere have no flash kernel for it, and without a mask torch would build the scores.
+        return query.shape[2] > 1 and query.dtype == torch.bfloat16
     return query.shape[2] >= DUMMY_QUERIES_FROM
 
 
@@ -508,16 +517,21 @@ class ParScaleForCausalLMMixin(ParScalePreTrainedMixin):
         cache.holds_prefixes = bool(self.config.prefix_length)
         if cache.holds_prefixes:
             attentions = [layer.self_attn for layer in self.model.layers]
-            used = [None] * len(attentions)
-            if self in _last_static_caches:
-                last, layers = _last_static_caches[self]
-                used = used if last() is not None else layers  # unless the caller still has it
+            used = _spare_layers.pop(self, None) or [None] * len(attentions)
             cache.layers = [
                 _with_prefixes(layer, attention.prefix_k[:num_streams], attention.prefix_v[:num_streams], of_used)
                 for layer, attention, of_used in zip(cache.layers, attentions, used, strict=True)
             ]
-            _last_static_caches[self] = weakref.ref(cache), cache.layers
         return cache
+
+    def _sample(self, *args, generation_config, **kwargs):
+        """Called by `generate` for all but beams: the memory of a static cache that the caller never sees is kept."""
+        output = super()._sample(*args, generation_config=generation_config, **kwargs)
+        cache = kwargs.get("past_key_values")
+        returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
+        if getattr(cache, "holds_prefixes", False) and not returned:
+            _spare_layers[self] = cache.layers
+        return output
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
         """Called by `generate`: whether decoding steps run compiled. A `compile_config` asks for it on any device.

@@ -37,14 +37,13 @@ def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSi
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
     kernel = training.compile and has_attention_kernel(precision.device, precision.compute, size.head_size)
     flash = precision.device.type == "cuda" and precision.compute == torch.bfloat16
-    shared = 1 if kernel or flash else DUMMY_QUERIES_FROM
     return Setting(
         precision.device,
         precision.backbone,
         precision.compute,
         loss_positions=CHUNK_TOKENS_CPU if on_cpu else CHUNK_TOKENS_ACCELERATOR,
         aggregated_tokens=AGGREGATED_TOKENS,
-        shared_heads_from=shared if on_cpu or flash else None,
+        shared_heads_from=1 if kernel or flash else DUMMY_QUERIES_FROM if on_cpu else None,
     )
 
 
