@@ -124,15 +124,10 @@ class PrefixedStaticLayer(StaticLayer):
 
     def _can_hold(self, key_states: torch.Tensor, length: int) -> bool:
         rows, groups, _, head_size = key_states.shape
-        kind = self.keys.shape, self.keys.dtype, self.keys.device, self.keys.is_inference()
+        kind = (self.keys.shape, self.keys.dtype, self.keys.device)
+        needed = ((rows, groups, length, head_size), key_states.dtype, key_states.device)
         # Tensors of inference mode cannot be written to outside of it.
-        needed = (
-            (rows, groups, length, head_size),
-            key_states.dtype,
-            key_states.device,
-            torch.is_inference_mode_enabled(),
-        )
-        return kind == needed
+        return kind == needed and self.keys.is_inference() == torch.is_inference_mode_enabled()
 
     def reset(self) -> None:
         super().reset()
@@ -148,8 +143,8 @@ class PrefixedStaticLayer(StaticLayer):
         self.cumulative_length.fill_(self.prefix_length)  # where the next token goes
 
 
-# Of a model the layers of a static cache that nobody needs any more, for its next `generate`. Not in the model, which is
-# copied and pickled.
+# Of a model the layers of a static cache that nobody needs any more, for its next `generate`. Not in the model, which
+# is copied and pickled.
 _spare_layers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
