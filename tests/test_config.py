@@ -48,7 +48,7 @@ def shipped(repository: Path) -> dict[str, Path]:
 
 def test_all_shipped_configs_load(repository: Path) -> None:
     files = shipped(repository)
-    names = {"base_config", "test_config", "demo_config", "paper_config", "results_config"}
+    names = {"base_config", "test_config", "demo_config", "paper_config", "results_config", "results_gpu_config"}
     assert set(files) == names | {f"p{P}_config" for P in (1, 2, 4, 8)}
     for P in (1, 2, 4, 8):
         assert load_config(files[f"p{P}_config"]).parscale.P == P
