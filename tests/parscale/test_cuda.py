@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, PreTrainedModel
 
-from parcontrol.parscale.modeling_parscale import ParScaleForCausalLMMixin
 from tests.parscale.models import tiny_parscale, tokens
-
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20},
-    "beams": {"do_sample": False, "num_beams": 4},
-}
+from tests.parscale.test_decoding import MODES, generate
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -32,16 +25,6 @@ def _nothing_compiled() -> Iterator[None]:
     counters.clear()
     yield
     torch._dynamo.reset()
-
-
-def generate(model: ParScaleForCausalLMMixin, lengths: tuple[int, ...] = (6, 4), seed: int = 11, **options: Any) -> Any:
-    """Tokens for random left-padded prompts."""
-    width = max(lengths)
-    mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
-    ids = tokens(len(lengths), width, seed=seed) * mask
-    torch.manual_seed(seed)
-    options = {"max_new_tokens": 8, **options}
-    return model.generate(ids.cuda(), attention_mask=mask.cuda(), **options)
 
 
 @pytest.mark.parametrize("T", [7, 600])
@@ -78,7 +61,7 @@ def test_training_attention_in_bfloat16_runs_a_kernel_that_builds_no_scores() ->
     }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams"])
 @pytest.mark.parametrize("P", [1, 2, 4])
 def test_static_and_compiled_tokens_in_float32_are_the_dynamic_ones(P: int, mode: str) -> None:
     model = tiny_parscale(P, 5).cuda()
@@ -104,6 +87,6 @@ def test_calls_of_like_shape_neither_compile_nor_record_again() -> None:
     recorded = manager.new_graph_id().id
     with torch.compiler.set_stance("fail_on_recompile"):
         for lengths, seed in (((6, 4), 4), ((5, 5), 5), ((9, 2), 6)):
-            expected = generate(model, lengths, seed, do_sample=False)
-            assert torch.equal(expected, generate(model, lengths, seed, **static))
+            expected = generate(model, lengths, seed=seed, do_sample=False)
+            assert torch.equal(expected, generate(model, lengths, seed=seed, **static))
     assert manager.new_graph_id().id == recorded + 1, "ids count recordings, and this one"

@@ -36,7 +36,8 @@ def generate(model, lengths=(6, 4), new_tokens=6, seed=11, **options):
     ids = tokens(len(lengths), width, seed=seed)
     mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
     torch.manual_seed(seed)
-    return model.generate(ids * mask, attention_mask=mask, max_new_tokens=new_tokens, **options)
+    ids, mask = (ids * mask).to(model.device), mask.to(model.device)
+    return model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, **options)
 
 
 @pytest.mark.parametrize("mode", MODES)
