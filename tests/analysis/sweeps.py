@@ -79,7 +79,7 @@ def write_run(
     config = load_config(None, CONFIG | values | dict(settings or {}))
     with RunDirectory.open_for_training(config) as run:
         run.write_meta(_meta(config, parameters, process or {}) | dict(meta or {}))
-        for step in range(0, steps + 1, 5):
+        for step in range(0, steps + 1, 4):
             _append_records(run, step, P, loss, weights or _even_but_a_little(P), TOKENS if tokens is None else tokens)
         if steps == STEPS:
             sums = _write_documents(run, loss, document_noise, documents, seed * 1000 + P)

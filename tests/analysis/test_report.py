@@ -341,15 +341,15 @@ def test_no_difference_shown_is_said_in_these_words(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_that_is_not_finished_is_said_not_dropped(tmp_path):
     write_sweep(tmp_path / "sweep", streams=(1, 2))
-    write_run(tmp_path / "sweep" / "P4", 4, steps=10)
+    write_run(tmp_path / "sweep" / "P4", 4, steps=12)
     (tmp_path / "sweep" / "P8").mkdir()
     files = report_on(tmp_path / "sweep", to=tmp_path / "out")
     text = page_of(files).text
-    assert "P4: unfinished, 10 of 20 steps; P8: has not started" in text.split("In short")[0]
+    assert "P4: unfinished, 12 of 20 steps; P8: has not started" in text.split("In short")[0]
     assert "2 more runs are not finished or cannot be read and left out." in text
     with files["Planted_runs.csv"].open(newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
-    assert (rows["P4"]["status"], rows["P4"]["final_validation_loss"]) == ("unfinished, 10 of 20 steps", "")
+    assert (rows["P4"]["status"], rows["P4"]["final_validation_loss"]) == ("unfinished, 12 of 20 steps", "")
     assert rows["P8"]["status"] == "has not started: there is no configuration"
     assert any("P4 from" in label for label in page_of(files).labels)  # its curve is drawn
 

@@ -23,7 +23,7 @@ def test_a_sweep_is_read_whole_and_in_order(tmp_path):
     run = sweep.at(4)[0]
     assert run.outcome.tokens == TOKENS
     assert run.documents.tokens.sum() == run.outcome.validation_predicted_tokens
-    assert run.series("validation_loss")[0] == [0, TOKENS // 4, TOKENS // 2, 3 * TOKENS // 4, TOKENS]
+    assert run.series("validation_loss")[0] == [step * TOKENS // 5 for step in range(6)]
     assert len(run.series("mean_weight", streams=True)[1][-1]) == 4
 
 
@@ -91,10 +91,10 @@ def test_a_revalidation_that_cannot_be_used_breaks_the_run_and_says_what_to_dele
 
 def test_an_unfinished_run_is_there_and_marked(tmp_path):
     write_sweep(tmp_path, streams=(1,))
-    write_run(tmp_path / "P2", 2, steps=10)
+    write_run(tmp_path / "P2", 2, steps=12)
     (sweep,) = load_experiment_results(tmp_path).sweeps
     (run,) = sweep.unfinished
-    assert (run.name, run.status, run.result, run.documents) == ("P2", f"unfinished, 10 of {STEPS} steps", None, None)
+    assert (run.name, run.status, run.result, run.documents) == ("P2", f"unfinished, 12 of {STEPS} steps", None, None)
     assert sweep.streams == [1]
 
 
@@ -159,11 +159,11 @@ FAULTS = {
         lambda run: rewrite(run / "result.json", lambda result: result.update(peak_memory_bytes=0)),
         "peak_memory_bytes is 0",
     ),
-    "half the metrics": (halve("metrics.jsonl"), "its metrics end at step 10, its result is of step 20"),
+    "half the metrics": (halve("metrics.jsonl"), "its metrics end at step 8, its result is of step 20"),
     "no metrics": (lambda run: (run / "metrics.jsonl").unlink(), "its metrics end at step 0"),
     "half the provenance": (
         halve("provenance.jsonl"),
-        "its provenance ends at 5,120 tokens, its result is of 10,240",
+        "its provenance ends at 4,096 tokens, its result is of 10,240",
     ),
     "no provenance": (lambda run: (run / "provenance.jsonl").unlink(), "its provenance ends at 0 tokens"),
     "config.yaml": (lambda run: (run / "config.yaml").write_text("parscale: {Q: 3}"), "unknown key 'parscale.Q'"),

@@ -84,7 +84,7 @@ FAULTS = {
         "not_collapsed",
         "P2_seed2: stream 0 of 2 has 94.9% of the weight, where attn_smooth 0.1 allows at most 95.0%",
     ),
-    "an unfinished run": ({"steps": 10}, "all_finished", "P2_seed2: unfinished, 10 of 20 steps"),
+    "an unfinished run": ({"steps": 12}, "all_finished", "P2_seed2: unfinished, 12 of 20 steps"),
     "a loss that its documents do not add up to": (
         {"result": {"final_validation_loss": 2.381}},
         "sums_agree",
@@ -254,15 +254,21 @@ def test_streams_whose_records_stop_early_are_not_known_to_be_healthy(good):
 
 @pytest.mark.parametrize(
     ("speeds", "status"),
-    [([50, 900, 910, 905], "failed"), ([47, 120, 208, 60], "failed"), ([880, 900, 910, 905], "passed")],
+    [
+        ([50, 900, 910, 905, 890], "passed"),  # the first steps of a compiled run
+        ([50, 60, 900, 910, 905], "failed"),
+        ([47, 120, 208, 60, 50], "failed"),
+        ([880, 900, 910, 905, 890], "passed"),
+        ([900, 900, 900, 900], "unknown"),
+    ],
 )
 def test_a_speed_that_varies_within_a_run(good, speeds, status):
     path = good / "P4_seed1" / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     timed = [record for record in records if "tokens_per_second" in record]
-    for record, speed in zip(timed, speeds, strict=True):
-        record["tokens_per_second"] = float(speed)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    untimed = [record for record in records if "tokens_per_second" not in record]
+    timed = [timed[0] | {"step": step, "tokens_per_second": float(speed)} for step, speed in enumerate(speeds, 1)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in timed + untimed))
     assert checks_of(good)["steady_speed"].status == status
 
 

@@ -32,7 +32,8 @@ ENOUGH_DOCUMENTS = 30
 SAME_BACKBONE = 1e-3
 # Distance between the quartiles of a run's speeds, as a share of their median, up to which it is steady.
 STEADY_SPEED = 0.2
-ENOUGH_SPEEDS = 4
+# From five records on no single one moves the quartiles far: not that of the steps that `training.compile` compiles in.
+ENOUGH_SPEEDS = 5
 # Nats by which the sums by document may miss the loss that was written beside them: rounding only.
 _SAME_LOSS = 1e-9
 
