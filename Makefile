@@ -8,8 +8,9 @@ STAMP := $(VENV)/requirements.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two processes: the suite is made for two cores, and each takes one thread.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+BENCHMARK = $(BIN)/python benchmarks/$(1).py --json outputs/gpu/$(2).json
 
-.PHONY: help install demo leaderboard test test-all lint format lock audit clean
+.PHONY: help install demo leaderboard test test-all gpu lint format lock audit clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -27,6 +28,18 @@ test: $(STAMP) ## the tests, without the full counts of slow suites
 
 test-all: $(STAMP) ## all tests
 	$(PYTEST)
+
+# Nothing that is skipped here counts as passed. PEAK_TFLOPS=989: the data sheet's, for the share of it that steps reach.
+gpu: $(STAMP) ## what only a CUDA device can answer: its tests, then its benchmarks (figures in outputs/gpu)
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: torch sees no CUDA device here")'
+	mkdir -p outputs/gpu
+	$(PYTEST) -m cuda
+	$(call BENCHMARK,decoding,decoding_smollm2) --shape SmolLM2-135M --P 1 8
+	$(call BENCHMARK,decoding,decoding_qwen2) --shape Qwen2.5-0.5B --P 1 8
+	$(call BENCHMARK,step_products,step_smollm2) $(STEP) --shape SmolLM2-135M --P 1 4
+	$(call BENCHMARK,step_products,step_qwen2) $(STEP) --shape Qwen2.5-0.5B --P 1 4
+	$(call BENCHMARK,training_memory,training_memory) --B 8 --T 1024 --time-P 8
+gpu: STEP = --T 1024 --tokens 16384 $(if $(PEAK_TFLOPS),--peak-tflops $(PEAK_TFLOPS))
 
 lint: $(STAMP) ## style, types and import directions
 	$(BIN)/ruff check .

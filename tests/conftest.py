@@ -41,6 +41,15 @@ WORDS = (
 ).split()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips, visibly, what a machine without a GPU cannot answer."""
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps what the caller's environment says about data and devices out of the tests."""

@@ -176,7 +176,7 @@ def test_other_errors_are_not_explained_away(error: Exception) -> None:
     assert out_of_memory_advice(error, config()) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_cuda_memory() -> None:
     monitor = MemoryMonitor("cuda")
     before = monitor.sample()["device_bytes"]

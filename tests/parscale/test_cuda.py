@@ -13,7 +13,7 @@ from tests.parscale.models import tiny_parscale, tokens
 from tests.parscale.test_decoding import MODES, generate
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.cuda,
     # torch's own, about TF32 and about what is being deprecated
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]

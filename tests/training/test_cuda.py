@@ -14,7 +14,7 @@ from tests.training.test_stream_passes import assert_equal_gradients, model_for,
 MakeConfig = Callable[..., RunConfig]
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.cuda,
     # torch's own: TF32 is not switched on, and what is being deprecated
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]

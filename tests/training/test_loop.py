@@ -225,7 +225,7 @@ def test_nothing_is_read_from_the_device_between_log_points(make_config: MakeCon
     assert reads.seen, "the watch must see what it is there to see"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("mode", ["peft", "full"])
 def test_cuda_is_never_waited_for_between_log_points(make_config: MakeConfig, mode: str) -> None:
     """As above, but judged by the driver: torch raises at every synchronisation."""
