@@ -25,8 +25,8 @@ def peft_step(model, head, ids_BT, compiled=False):
     def run():
         with without_packing_check():  # as in training
             hidden = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        loss = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), head, ids_BT[:, 1:].flatten(), compiled)
-        (loss / ids_BT[:, 1:].numel()).backward()
+        targets = ids_BT[:, 1:].flatten()
+        chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), head, targets, targets.numel(), compiled).backward()
 
     return run
 

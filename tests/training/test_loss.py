@@ -86,6 +86,21 @@ def test_gradient_is_scaled_by_what_follows_the_loss() -> None:
     torch.testing.assert_close(scaled, plain * 0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("divisor", [255, 1020, 16368])
+def test_a_mean_divides_before_it_rounds(divisor: int, dtype: torch.dtype) -> None:
+    """Gradients in bfloat16 scatter around the exact ones; 1 / 1,020 in bfloat16 would put all 0.36 % above them."""
+    hidden, weight, targets = operands(512, 16, 64, seed=1, dtype=dtype)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected = ordinary(*exact, targets) / divisor
+    mean = chunked_cross_entropy(hidden, weight, targets, divisor)
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-2 if dtype == torch.bfloat16 else 1e-12)
+    gradients = zip(torch.autograd.grad(mean, (hidden, weight)), torch.autograd.grad(expected, exact), strict=True)
+    for found, right in gradients:
+        along = (found.double() * right).sum() / right.square().sum()
+        assert along.item() == pytest.approx(1, abs=1e-3 if dtype == torch.bfloat16 else 1e-12)
+
+
 def test_under_autocast_products_are_bf16_and_master_weights_get_float32_gradients() -> None:
     hidden, weight, targets = operands(64, 32, 300, seed=2, dtype=torch.float32)
     rounded = [x.detach().bfloat16().double().requires_grad_() for x in (hidden, weight)]

@@ -333,8 +333,9 @@ class TrainingLoop:
         def loss_of(hidden_BtD: Tensor, start: int) -> Tensor:
             targets_Bt = ids_BT[:, start + 1 : start + 1 + hidden_BtD.shape[1]]
             hidden_ND = hidden_BtD[:, : targets_Bt.shape[1]].flatten(0, 1)  # the last token predicts none
-            loss = chunked_cross_entropy(hidden_ND, head.weight, targets_Bt.flatten(), self.config.training.compile)
-            return loss / predicted
+            return chunked_cross_entropy(
+                hidden_ND, head.weight, targets_Bt.flatten(), predicted, compiled=self.config.training.compile
+            )
 
         def before_last_pass() -> None:
             if self.sharded is not None:
