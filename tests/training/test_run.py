@@ -330,6 +330,21 @@ def test_a_checkpoint_that_no_descriptor_is_left_for_is_not_called_damaged(make_
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_checkpoint_that_no_memory_is_left_for_is_not_called_damaged(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(training__tokens_per_run=5 * 128)
+    run(config)
+    directory = RunDirectory(config.run_directory)
+
+    def no_room(path: Path) -> None:
+        raise MemoryError("Cannot allocate memory (os error 12)")  # as safetensors says it
+
+    monkeypatch.setattr("parcontrol.training.checkpoint.load_file", no_room)
+    with pytest.raises(OutOfMemoryError, match="Cannot allocate memory"), explained(config, directory):
+        Checkpoint.newest(directory)
+
+
 def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:
     config = make_config()
     run(config)

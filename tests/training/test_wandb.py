@@ -13,6 +13,7 @@ import pytest
 
 from parcontrol.config import RunConfig
 from parcontrol.runs import RunDirectory
+from parcontrol.training.loop import TrainingLoop
 from parcontrol.training.run import run
 
 MakeConfig = Callable[..., RunConfig]
@@ -104,6 +105,19 @@ def test_offline_run_reads_back_what_the_run_recorded(make_config: MakeConfig) -
             for item in record.summary.update:
                 summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
     assert summary["result/final_validation_loss"] == result["final_validation_loss"]
+
+
+def test_a_run_that_fails_is_failed_there_too(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(TrainingLoop, "_backward", fail)
+    config = make_config(logging__wandb="offline", training__tokens_per_run=3 * 128)
+    with pytest.raises(RuntimeError, match="planted"):
+        run(config)
+    (path,) = config.run_directory.glob("wandb/offline-run-*/*.wandb")
+    (end,) = [record.exit for record in whole_wandb_file(path) if record.WhichOneof("record_type") == "exit"]
+    assert end.exit_code == 1
 
 
 def test_disabled_is_the_default_and_writes_nothing(make_config: MakeConfig) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,7 +66,7 @@ class Checkpoint:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
             boundary = Boundary(**state, tensors=load_file(path / _TENSORS))
             return cls(path, load_file(path / _PARAMETERS), load_file(path / _OPTIMIZER), boundary)
-        except Exception as error:  # safetensors raises its own type, which is no OSError
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"the checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
             ) from error

@@ -105,6 +105,6 @@ class ConsoleProgress(Callback):
             peak = format_bytes(record["peak_memory_bytes"])
             logger.info("finished in %s, peak memory %s", format_duration(record["seconds"]), peak)
 
-    def on_stop(self) -> None:
+    def on_stop(self, failed: bool) -> None:
         """Leaves the terminal as it was."""
         self._progress.stop()

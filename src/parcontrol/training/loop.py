@@ -65,8 +65,8 @@ class Callback:
     def on_validation(self, done: int, total: int) -> None:
         """During a validation, with the blocks done and in all."""
 
-    def on_stop(self) -> None:
-        """At the very end, whatever the reason."""
+    def on_stop(self, failed: bool) -> None:
+        """At the very end; `failed` where an error or a signal is the reason."""
 
     def describe(self) -> str:
         """What to add, if anything, to the message of a run that is about to fail."""
@@ -221,7 +221,7 @@ class TrainingLoop:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._call("on_stop")
+        self._call("on_stop", error[0] is not None)
 
     def run(self) -> None:
         """Trains from the current step to the last.

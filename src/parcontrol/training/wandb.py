@@ -55,10 +55,10 @@ class WandbCallback(Callback):
             step = record["step"]
             self._run.log(_flat(kind, record), step=step)
 
-    def on_stop(self) -> None:
-        """Closes the W&B run; what is still on its way is waited for."""
+    def on_stop(self, failed: bool) -> None:
+        """Closes the W&B run, as finished or failed; what is still on its way is waited for."""
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=int(failed))
             self._run = None
 
 
