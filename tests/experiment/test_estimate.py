@@ -109,6 +109,11 @@ def test_sizes_are_read_without_weights(tiny_model_dir: Path, tmp_path: Path, P:
     assert size.added_parameters == aggregator + prefixes
 
 
+def test_sizes_need_no_request_for_the_licence(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parcontrol.parscale.convert.base_model_license", lambda name: pytest.fail("asked"))
+    assert model_size(load_config(None, {"model.name": str(tiny_model_dir)})).hidden == 32
+
+
 def test_an_output_head_of_its_own_is_counted_once_and_used_once(tiny_untied_model_dir: Path) -> None:
     size = model_size(load_config(None, {"model.name": str(tiny_untied_model_dir)}))
     tied = dataclasses.replace(size, total_parameters=size.total_parameters - size.head_parameters)
@@ -127,7 +132,7 @@ def test_time_is_operations_over_the_rate_and_more_streams_take_more(tiny_model_
     configs = [tiny(parscale__P=P, model__name=str(tiny_model_dir)) for P in (1, 2, 4)]
     rate = matrix_product_rate(configs[0], model_size(configs[0]), setting)
     assert rate > 0
-    estimates = [estimate(config, setting, rate) for config in configs]
+    estimates = [estimate(config, model_size(config), setting, rate) for config in configs]
     for one, config in zip(estimates, configs, strict=True):
         assert one.flops == run_flops(config, model_size(config))
         assert one.seconds == one.flops / rate
@@ -145,5 +150,5 @@ def test_memory_is_planned_with_the_streams_that_fit(tiny_model_dir: Path, monke
 
     for free, chosen in ((1 << 30, 4), (1 << 10, 1)):
         monkeypatch.setattr("parcontrol.diagnostics.memory.MemoryMonitor.free_bytes", lambda monitor, free=free: free)
-        assert estimate(config, setting, 1e9).memory_bytes == needed(chosen)
+        assert estimate(config, size, setting, 1e9).memory_bytes == needed(chosen)
     assert needed(1) < needed(4)

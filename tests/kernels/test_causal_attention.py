@@ -220,7 +220,7 @@ def test_torch_finds_the_operator_well_registered() -> None:
 
 
 def test_a_processor_without_amx_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr(kernel, "_build", lambda: pytest.fail("built"))
     assert not kernel.is_available.__wrapped__()  # not what is known of this machine
 
@@ -230,7 +230,7 @@ def test_a_compiler_that_fails_is_quoted_in_one_message(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     has_all = dict.fromkeys(kernel.NEEDED, True)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has_all, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has_all)
     monkeypatch.setattr(kernel, "FLAGS", ("-fno-such-flag",))
     with caplog.at_level(logging.WARNING):
         assert not kernel.is_available.__wrapped__()  # not what is known of this machine

@@ -147,7 +147,8 @@ def test_steps_in_bfloat16_take_our_kernel_and_validations_do_not(
 def test_memory_is_planned_with_the_kernel_where_steps_take_it(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, head_size: int, shared_from: int
 ) -> None:
-    monkeypatch.setattr(causal_attention, "is_available", lambda: True)
+    monkeypatch.setattr(causal_attention, "can_be_built", lambda: True)
+    monkeypatch.setattr(causal_attention, "is_available", lambda: pytest.fail("a plan builds nothing"))
     config = make_config(training__compile=True, training__mixed_precision="bf16")
     backbone = tiny_backbone("Llama", head_dim=head_size)
     size = size_of(convert_to_parscale_model(backbone, create_parscale_config(2, 6)))

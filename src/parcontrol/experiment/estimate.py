@@ -50,18 +50,15 @@ class Estimate:
     streams_per_pass: int
 
 
-def estimate(config: RunConfig, setting: Setting, rate: float) -> Estimate:
+def estimate(config: RunConfig, size: ModelSize, setting: Setting, rate: float) -> Estimate:
     """Estimates a whole run.
 
     Args:
         config: The run.
+        size: Sizes of its model, from `model_size`.
         setting: Device and types.
         rate: Operations per second of a matrix product, from `matrix_product_rate`.
-
-    Raises:
-        ValueError: The backbone's configuration cannot be had, or it is not supported.
     """
-    size = model_size(config)
     config = _planned(config, size, setting)
     flops = run_flops(config, size)
     # This process has loaded the same libraries and nothing else.
@@ -91,6 +88,7 @@ def model_size(config: RunConfig) -> ModelSize:
         )
     except OSError as error:
         raise ValueError(f"the configuration of {name!r} cannot be had: {' '.join(str(error).split())}") from error
+    backbone_config.name_or_path = ""  # or conversion would ask the Hub for the licence
     parscale = config.parscale
     with torch.device("meta"):
         backbone = AutoModelForCausalLM.from_config(backbone_config)

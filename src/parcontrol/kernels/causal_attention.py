@@ -49,15 +49,19 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     return cast(Tensor, torch.ops.parcontrol.causal_attention(query, key, value, scale)[0])
 
 
+def can_be_built() -> bool:
+    """Whether this processor has what the kernel needs, and a compiler; builds nothing."""
+    capabilities = torch.cpu.get_capabilities()
+    return has_cpp_compiler() and all(capabilities.get(name) for name in NEEDED)
+
+
 @cache
 def is_available() -> bool:
-    """Whether this processor and compiler can have the kernel, which is then built, once for a machine, and loaded.
+    """Whether there is a kernel, which is built first, once for a machine, and loaded.
 
     Where a compiler or the cache fails, one message says why, and steps take torch's kernel.
     """
-    # Older releases of torch cannot say what a processor has.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not has_cpp_compiler() or not all(capabilities.get(name) for name in NEEDED):
+    if not can_be_built():
         return False
     try:
         torch.ops.load_library(str(_build()))

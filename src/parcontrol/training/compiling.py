@@ -31,10 +31,10 @@ def check_compiler(config: TrainingConfig, device: torch.device) -> None:
         )
 
 
-def has_attention_kernel(device: torch.device, compute: torch.dtype, head_size: int) -> bool:
-    """Whether attention takes our kernel in compiled steps, whose products are of type `compute`."""
+def suits_attention_kernel(device: torch.device, compute: torch.dtype, head_size: int) -> bool:
+    """Whether attention takes our kernel, if it can be built, in compiled steps with products of type `compute`."""
     suits = device.type == "cpu" and compute == torch.bfloat16 and head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
-    return suits and causal_attention.is_available()
+    return suits and causal_attention.can_be_built()
 
 
 def compile_layers(model: PreTrainedModel, compute: torch.dtype) -> None:
@@ -49,7 +49,8 @@ def compile_layers(model: PreTrainedModel, compute: torch.dtype) -> None:
     inner: Any = model.model
     for layer in inner.layers:
         layer.compile(dynamic=False)
-        if has_attention_kernel(model.device, compute, layer.self_attn.head_dim):
+        suits = suits_attention_kernel(model.device, compute, layer.self_attn.head_dim)
+        if suits and causal_attention.is_available():
             layer.self_attn.causal_kernel = causal_attention.causal_attention
 
 

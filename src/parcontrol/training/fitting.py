@@ -22,7 +22,7 @@ from parcontrol.diagnostics.footprint import (
 from parcontrol.diagnostics.memory import MemoryMonitor
 from parcontrol.formats import format_bytes
 from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
-from parcontrol.training.compiling import has_attention_kernel
+from parcontrol.training.compiling import suits_attention_kernel
 from parcontrol.training.device import Precision
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
 from parcontrol.training.processes import ALONE, Processes
@@ -35,7 +35,7 @@ def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSi
     """Returns what decides, beside the configuration, how much memory a step takes."""
     on_cpu = precision.device.type == "cpu"
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
-    kernel = training.compile and has_attention_kernel(precision.device, precision.compute, size.head_size)
+    kernel = training.compile and suits_attention_kernel(precision.device, precision.compute, size.head_size)
     flash = precision.device.type == "cuda" and precision.compute == torch.bfloat16
     return Setting(
         precision.device,
