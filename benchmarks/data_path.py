@@ -1,106 +1,26 @@
-"""How fast is the data path, beside the tokenizer alone?
+"""The data path beside the tokenizer alone.
 
 Claim: decompressing, parsing, dealing, encoding, packing and hashing together reach at least 0.9 times the speed of
-`tokenizers` encode_batch alone on the same text. Both are measured by turns in one run, over the whole train split;
-the ratio is the median of the repeats' ratios. The time of the data path includes opening the stream.
+`tokenizers` encode_batch alone on the same text, the whole train split. The time of the data path includes opening the
+stream.
 
-    python benchmarks/data_path.py --corpus DIR --tokenizer DIR --output data_path.json
+    python benchmarks/data_path.py --corpus DIR --tokenizer DIR
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from harness import parser, ratio, report, side_by_side
+from transformers import AutoTokenizer
 
 from parcontrol.config import DataConfig
-from parcontrol.data import Corpus, TrainStream, open_corpus
+from parcontrol.data import TrainStream, open_corpus
 from parcontrol.data.documents import deal, read_documents
 
-TARGET = 0.9
+CLAIM = 0.9
 
 
-def main() -> None:
-    """Measures and prints the result as JSON."""
-    arguments = _parse_arguments()
-    config = DataConfig(
-        repo=str(arguments.corpus),
-        num_shards=len(list(arguments.corpus.glob("train/*.jsonl.zst"))),
-        sequence_length=arguments.sequence_length,
-        num_workers=arguments.num_workers,
-    )
-    result = measure(config, AutoTokenizer.from_pretrained(arguments.tokenizer), arguments.repeats)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-
-
-def measure(config: DataConfig, tokenizer: PreTrainedTokenizerBase, repeats: int) -> dict[str, Any]:
-    """Times both by turns; counting the blocks beforehand warms both up."""
-    corpus = open_corpus(config)
-    texts = [document.text for document in deal([read_documents(s) for s in corpus.train_shards], config.seed)]
-    backend = tokenizer.backend_tokenizer
-    blocks = _count_blocks(corpus, tokenizer, config)
-    rounds = [
-        (
-            _seconds(lambda: backend.encode_batch(texts, add_special_tokens=False)),
-            _seconds(lambda: _stream(corpus, tokenizer, config, blocks)),
-        )
-        for _ in range(repeats)
-    ]
-    ratios = [alone / path for alone, path in rounds]
-    ratio = statistics.median(ratios)
-    tokens = blocks * config.sequence_length
-    return {
-        "ratio": ratio,
-        "target": TARGET,
-        "reached": ratio >= TARGET,
-        "ratios": ratios,
-        "tokenizer_alone_seconds": [alone for alone, _ in rounds],
-        "data_path_seconds": [path for _, path in rounds],
-        "data_path_tokens_per_second": tokens / statistics.median(path for _, path in rounds),
-        "documents": len(texts),
-        "text_bytes": sum(len(text.encode()) for text in texts),
-        "tokens": tokens,
-        "shards": config.num_shards,
-        "num_workers": config.num_workers,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "tokenizers": tokenizers.__version__,
-    }
-
-
-def _count_blocks(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> int:
-    """Returns how many blocks the corpus fills, which is where the stream says that it ends."""
-    with _open_stream(corpus, tokenizer, config) as stream:
-        blocks = 0
-        try:
-            while True:
-                stream.next_blocks(1)
-                blocks += 1
-        except ValueError as error:
-            if "smaller than the token budget" not in str(error):
-                raise
-        return blocks
-
-
-def _stream(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: DataConfig, blocks: int) -> None:
-    with _open_stream(corpus, tokenizer, config) as stream:
-        for _ in range(blocks):
-            stream.next_blocks(1)
-
-
-def _open_stream(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> TrainStream:
+def open_stream(corpus, tokenizer, config):
     return TrainStream(
         corpus,
         tokenizer,
@@ -110,21 +30,53 @@ def _open_stream(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: Dat
     )
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def count_blocks(corpus, tokenizer, config):
+    """How many blocks the corpus fills, which is where the stream says that it ends."""
+    blocks = 0
+    with open_stream(corpus, tokenizer, config) as stream:
+        try:
+            while True:
+                stream.next_blocks(1)
+                blocks += 1
+        except ValueError as error:
+            if "smaller than the token budget" not in str(error):
+                raise
+    return blocks
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="folder in the Pile's layout")
-    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of a tokenizer")
-    parser.add_argument("--sequence-length", type=int, default=DataConfig().sequence_length)
-    parser.add_argument("--num-workers", type=int, default=DataConfig().num_workers)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    return parser.parse_args()
+def main():
+    arguments = parser(__doc__)
+    arguments.add_argument("--corpus", type=Path, required=True, help="folder in the Pile's layout")
+    arguments.add_argument("--tokenizer", required=True, help="folder or Hub id of a tokenizer")
+    arguments.add_argument("--num-workers", type=int, default=DataConfig().num_workers)
+    args = arguments.parse_args()
+    shards = len(list(args.corpus.glob("train/*.jsonl.zst")))
+    config = DataConfig(repo=str(args.corpus), num_shards=shards, num_workers=args.num_workers)
+    corpus, tokenizer = open_corpus(config), AutoTokenizer.from_pretrained(args.tokenizer)
+    texts = [document.text for document in deal([read_documents(s) for s in corpus.train_shards], config.seed)]
+    blocks = count_blocks(corpus, tokenizer, config)
+
+    def data_path():
+        with open_stream(corpus, tokenizer, config) as stream:
+            for _ in range(blocks):
+                stream.next_blocks(1)
+
+    def alone():
+        tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+
+    seconds = side_by_side({"tokenizer": alone, "data_path": data_path}, args.rounds)
+    tokens = blocks * config.sequence_length
+    found = {
+        "speed_over_tokenizer": ratio(seconds["tokenizer"], seconds["data_path"]),
+        "claim": CLAIM,
+        "tokens_per_second": tokens / statistics.median(seconds["data_path"]),
+        "documents": len(texts),
+        "text_bytes": sum(len(text.encode()) for text in texts),
+        "tokens": tokens,
+        "shards": shards,
+        "num_workers": args.num_workers,
+    }
+    report([found], args.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What a worker adds to an evaluation: one model on ten tasks by the worker, against one `simple_evaluate` call.
 
+Claim: at most 1.05 × its time.
+
     python benchmarks/leaderboard_worker.py --model DIR
 
 Both sides load the model and evaluate the same rows of the same tasks with the same batch size, in a fresh fork of a

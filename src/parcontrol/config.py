@@ -130,7 +130,7 @@ class DataConfig(_Section):
     num_workers: Integer = Field(
         1,
         ge=0,
-        description="Threads that tokenise ahead of the step, beside one that reads; 0 does both when needed.",
+        description="Threads that tokenise ahead of the step, beside one that reads and tokenises; 0: when needed.",
     )
 
 

@@ -3,8 +3,9 @@
     config.yaml        the resolved configuration
     meta.json          commit, versions, device, seeds, dataset revision
     provenance.jsonl   shards, byte ranges, tokens, running hash of the token stream
-    metrics.jsonl      losses, learning rate, speed, memory
+    metrics.jsonl      losses, learning rate, speed
     streams.jsonl      use of the streams
+    validation_documents.npz  losses by validation document, of the model and of the backbone
     checkpoints/       step_* (to resume from) and final (to load with transformers)
     result.json        written last: a run is finished when it exists
     revalidation/      a finished run, measured again on more text
@@ -54,8 +55,8 @@ Record = dict[str, Any]
 # What makes a path no place for a run, whatever the state of the machine.
 _NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
-# A forked child shares the parent's lock, which would then outlive a killed parent as long as one
-# of its data workers does. So every child lets go of it at once.
+# A forked child, whichever library forks, shares the parent's lock, which would then outlive a
+# killed parent as long as the child lives. So every child lets go of it at once.
 _locked: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
 
 
@@ -187,7 +188,7 @@ class RunDirectory:
 
     def write_meta(self, meta: Mapping[str, Any]) -> None:
         """Writes commit, versions, device, seeds and dataset revision."""
-        _write_atomically(self.path / _META, _to_json(meta, indent=2))
+        write_atomically(self.path / _META, _to_json(meta, indent=2))
 
     def read_meta(self) -> Record:
         """Returns what `write_meta` wrote.
@@ -199,7 +200,7 @@ class RunDirectory:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes the result, after everything else: from then on the run is finished."""
-        _write_atomically(self.path / _RESULT, _to_json(result, indent=2))
+        write_atomically(self.path / _RESULT, _to_json(result, indent=2))
 
     def read_result(self) -> Record:
         """Returns the result.
@@ -228,7 +229,7 @@ class RunDirectory:
     # --- records, one JSON line each ---
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Appends one record of losses, learning rate, speed and memory."""
+        """Appends one record of losses, learning rate and speed."""
         _append_line(self.path / _METRICS, record)
 
     def append_streams(self, record: Mapping[str, Any]) -> None:
@@ -257,7 +258,7 @@ class RunDirectory:
             path = self.path / name
             if path.exists():
                 kept = [record for record in _read_lines(path) if record["step"] <= step]
-                _write_atomically(path, "".join(_to_json(record) + "\n" for record in kept))
+                write_atomically(path, "".join(_to_json(record) + "\n" for record in kept))
 
     # --- checkpoints ---
 
@@ -330,7 +331,7 @@ class RunDirectory:
     def _check_or_write_config(self, config: RunConfig, resume: bool) -> None:
         # A run that failed before its first record, on a misspelt model perhaps, gives way.
         if not self.exists or not self.started:
-            _write_atomically(self.path / _CONFIG, dump_yaml(config))
+            write_atomically(self.path / _CONFIG, dump_yaml(config))
             return
         differences = {
             key: values
@@ -482,11 +483,11 @@ def _read_json(path: Path) -> Record:
     return content
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Replaces a file by a text: after a crash at any moment it is the old one or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file: after a crash at any moment it is the old one or the new one."""
     partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(partial)
         os.replace(partial, path)
     except BaseException:

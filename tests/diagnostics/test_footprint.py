@@ -234,8 +234,8 @@ def test_the_mildest_settings_that_would_fit() -> None:
     assert fitting(1, checkpointed) == ("training.gradient_checkpointing true", checkpointed)
     smaller = needed(1, training__microbatch_size=1, training__gradient_accumulation_steps=2)
     words = "training.microbatch_size 1 with training.gradient_accumulation_steps 2"
-    if smaller < checkpointed:
-        assert fitting(1, smaller) == (words, smaller)
+    assert smaller < checkpointed
+    assert fitting(1, smaller) == (words, smaller)
     assert fitting(6, 0) is None
     # Where the formula had said that the run fits, it is not trusted by more than a tenth.
     assert fitting(6, 10 * needed(6)) == ("training.streams_per_pass 3", needed(3))

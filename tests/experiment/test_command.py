@@ -22,16 +22,7 @@ from parcontrol.runs import RunDirectory
 from tests.cli.test_train import OTHER
 from tests.experiment.conftest import STEPS, TOKENS, StartSweep
 from tests.experiment.test_launch import wait_for
-
-# What time alone decides.
-WALL_CLOCK = {
-    "seconds",
-    "training_seconds",
-    "tokens_per_second",
-    "data_wait_fraction",
-    "peak_memory_bytes",
-    "final_dir",
-}
+from tests.training.same_run import CLOCKS
 
 
 class Sweeps:
@@ -330,9 +321,9 @@ def _reported(sweep: Path) -> dict[str, Any]:
 def _outcome(path: Path) -> dict[str, Any]:
     """All of a run that does not depend on time."""
     run = RunDirectory(path)
-    metrics = [{key: value for key, value in record.items() if key not in WALL_CLOCK} for record in run.read_metrics()]
+    metrics = [{key: value for key, value in record.items() if key not in CLOCKS} for record in run.read_metrics()]
     return {
-        "result": {key: value for key, value in run.read_result().items() if key not in WALL_CLOCK},
+        "result": {key: value for key, value in run.read_result().items() if key not in CLOCKS},
         "metrics": sorted(metrics, key=lambda record: (record["step"], sorted(record))),
         "streams": run.read_streams(),
         "provenance": run.read_provenance(),

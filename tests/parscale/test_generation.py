@@ -111,18 +111,6 @@ def test_assisted_decoding_gives_the_greedy_tokens():
     assert torch.equal(greedy, model.generate(ids, max_new_tokens=12, do_sample=False, assistant_model=assistant))
 
 
-@pytest.mark.parametrize("mode", [{"do_sample": False}, {"do_sample": False, "num_beams": 3}])
-@pytest.mark.parametrize(("P", "K"), STREAMS)
-def test_static_cache_gives_the_same_tokens(P, K, mode):
-    model = tiny_parscale(P, K)
-    ids, mask = left_padded([6, 4], 6)
-    dynamic = model.generate(ids, attention_mask=mask, max_new_tokens=6, **mode)
-    static = model.generate(
-        ids, attention_mask=mask, max_new_tokens=6, cache_implementation="static", disable_compile=True, **mode
-    )
-    assert torch.equal(dynamic, static)
-
-
 @pytest.mark.parametrize("first", [5, 1])
 def test_static_cache_in_a_plain_forward(first):
     model = tiny_parscale(2, 5)

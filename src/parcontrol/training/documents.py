@@ -6,12 +6,12 @@ An .npz file with `tokens` [documents], predicted tokens of each; `backbone_loss
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
 
-from parcontrol.runs import RunDirectory
+from parcontrol.runs import RunDirectory, write_atomically
 from parcontrol.training.evaluate import Validation
 
 
@@ -21,12 +21,9 @@ def write_documents(path: Path, backbone: Validation, final: Validation | None) 
     if final is not None:
         assert np.array_equal(final.tokens, backbone.tokens)
         arrays["loss_sum"] = final.loss_sum
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
 
 
 def read_backbone(run: RunDirectory) -> Validation:

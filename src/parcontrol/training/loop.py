@@ -313,10 +313,10 @@ class TrainingLoop:
         predicted = blocks[:, 1:].size
         self.processes.seed_step(training.seed, self.step)
         loss = torch.zeros((), device=self.precision.device)
-        *others, last = ids_NT.split(training.microbatch_size)
-        for ids_BT in [*others, last]:
+        microbatches = ids_NT.split(training.microbatch_size)
+        for ids_BT in microbatches:
             self.check_interrupt()
-            loss += self._backward(ids_BT, predicted, ids_BT is last)
+            loss += self._backward(ids_BT, predicted, ids_BT is microbatches[-1])
         _, whole = split_by_sharding([parameter for _, parameter in self.trainable])
         loss = self.processes.add_up_gradients(whole, loss)
         tokens = self.tokens + blocks.size

@@ -32,9 +32,6 @@ _PACKAGES = (
     "zstandard",
 )
 
-# What must stay as it was when a run is resumed; the configuration is checked by the directory.
-_FIXED = ("dataset_revision", "model_revision", "tokenizer_sha256", "validation_sha256")
-
 
 def recorded_meta(run: RunDirectory, resuming: bool) -> dict[str, Any]:
     """What the processes of the run before this one wrote; empty for a run that starts afresh."""
@@ -60,6 +57,7 @@ def write_meta(
         ValueError: The data or the backbone are not those that the run began with.
     """
     config = loop.config
+    # What must stay as it was when a run is resumed; the configuration is checked by the directory.
     fixed = {
         "dataset_revision": corpus.revision,
         "model_revision": start.revision,
@@ -68,11 +66,12 @@ def write_meta(
     }
     process = describe_process(loop.precision, loop.step, loop.processes.size)
     if before:
-        for key in _FIXED:
-            if before[key] != fixed[key]:
-                raise ValueError(f"{run.path} cannot be resumed: {key} was {before[key]!r} and is {fixed[key]!r} now")
-        now = {"streams_per_pass": loop.streams_per_pass, "processes": [*before["processes"], process]}
-        run.write_meta(before | now)
+        for key, now in fixed.items():
+            if before[key] != now:
+                raise ValueError(f"{run.path} cannot be resumed: {key} was {before[key]!r} and is {now!r} now")
+        run.write_meta(
+            before | {"streams_per_pass": loop.streams_per_pass, "processes": [*before["processes"], process]}
+        )
         return
     parameters = list(loop.model.parameters())
     run.write_meta(
