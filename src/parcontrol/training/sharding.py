@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from transformers import PreTrainedModel
 
 from parcontrol.training.processes import Processes
+
+# On a CPU torch adds up the squares of a tensor in one float32: the norm of 28 M numbers comes out 0.16 % too small.
+_NORM_PIECE = 2**16
 
 
 class ShardedModel:
@@ -87,13 +90,19 @@ def split_by_sharding(parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Param
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Clips gradients, in shards or not, by their global norm, and returns the norm before."""
     groups = [group for group in split_by_sharding(parameters) if group]
-    norms = [
-        whole(nn.utils.get_total_norm([parameter.grad for parameter in group if parameter.grad is not None]))
-        for group in groups
-    ]
+    norms = [_norm([parameter.grad for parameter in group if parameter.grad is not None]) for group in groups]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for group in groups:
         nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return norm
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together; all are in shards, or none is."""
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    norm = nn.utils.get_total_norm([piece for tensor in local for piece in tensor.reshape(-1).split(_NORM_PIECE)])
+    if gradients and isinstance(gradients[0], DTensor):
+        return whole(DTensor.from_local(norm.square(), gradients[0].device_mesh, [Partial()])).sqrt()
     return norm
 
 
