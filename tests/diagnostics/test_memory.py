@@ -77,7 +77,7 @@ def test_the_peak_leaves_out_what_the_process_was_before() -> None:
 def fake_memory(monkeypatch: pytest.MonkeyPatch, available: int, total: int = 16 << 30) -> None:
     numbers = SimpleNamespace(available=available, total=total)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: numbers)
-    monkeypatch.setattr(memory, "_container_room", lambda root: None)
+    monkeypatch.setattr(memory, "_container_rooms", lambda root: ())
 
 
 def test_warns_once_when_memory_runs_low(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,27 +92,76 @@ def test_warns_once_when_memory_runs_low(monkeypatch: pytest.MonkeyPatch) -> Non
     assert monitor.warning() is None
 
 
-def write_cgroup(root: Path, limit: str, current: int, inactive_file: int) -> None:
-    (root / "memory.max").write_text(f"{limit}\n")
-    (root / "memory.current").write_text(f"{current}\n")
-    (root / "memory.stat").write_text(f"anon 1\ninactive_file {inactive_file}\nactive_file 7\n")
+FILES = {
+    "v1": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "v2": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+}
 
 
-def test_a_containers_limit_counts_if_it_is_the_narrower(tmp_path: Path) -> None:
-    write_cgroup(tmp_path, limit=str(100 * MIB), current=90 * MIB, inactive_file=30 * MIB)
+def write_cgroup(root: Path, version: str, path: str, limit: str, current: int, inactive_file: int) -> None:
+    """Puts this process into a control group of a system at `root`, or adds a limit above it."""
+    mount, limit_name, usage_name, cached = FILES[version]
+    directory = root / mount / path
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / limit_name).write_text(f"{limit}\n")
+    (directory / usage_name).write_text(f"{current}\n")
+    (directory / "memory.stat").write_text(f"cache 1\n{cached} {inactive_file}\n")
+
+
+def join(root: Path, *lines: str) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "path"),
+    [
+        ("v2", "0::/", ""),
+        ("v2", "0::/user.slice/job_7", "user.slice/job_7"),
+        ("v2", "0::/user.slice/job_7/step_0", "user.slice/job_7"),  # Slurm limits the job above the step
+        ("v2", "0::/of/the/host", ""),  # a container without a namespace of its own
+        ("v1", "4:memory:/", ""),
+        ("v1", "4:cpuacct,memory:/job_7", "job_7"),
+    ],
+)
+def test_a_control_group_s_limit_counts_if_it_is_the_narrower(
+    tmp_path: Path, version: str, line: str, path: str
+) -> None:
+    join(tmp_path, "9:name=systemd:/", "3:cpuset:/", line)
+    write_cgroup(tmp_path, version, path, limit=str(100 * MIB), current=90 * MIB, inactive_file=30 * MIB)
     room = system_room(tmp_path)
     assert (room.available, room.total) == (40 * MIB, 100 * MIB)
     assert "container" in room.name
 
 
+def test_the_narrowest_of_several_limits_counts(tmp_path: Path) -> None:
+    join(tmp_path, "0::/outer/inner")
+    write_cgroup(tmp_path, "v2", "outer", limit=str(100 * MIB), current=95 * MIB, inactive_file=0)
+    write_cgroup(tmp_path, "v2", "outer/inner", limit=str(50 * MIB), current=20 * MIB, inactive_file=0)
+    assert system_room(tmp_path).available == 5 * MIB
+
+
 @pytest.mark.parametrize("limit", ["max", str(1 << 60)])
-def test_a_container_without_a_narrow_limit_does_not_count(tmp_path: Path, limit: str) -> None:
-    write_cgroup(tmp_path, limit=limit, current=90 * MIB, inactive_file=0)
+def test_a_control_group_without_a_narrow_limit_does_not_count(tmp_path: Path, limit: str) -> None:
+    join(tmp_path, "0::/")
+    write_cgroup(tmp_path, "v2", "", limit=limit, current=90 * MIB, inactive_file=0)
     assert system_room(tmp_path).total == psutil.virtual_memory().total
 
 
-def test_no_container_at_all(tmp_path: Path) -> None:
+def test_no_control_group_at_all(tmp_path: Path) -> None:
     assert system_room(tmp_path).total == psutil.virtual_memory().total
+
+
+def test_a_limit_on_the_address_space_counts(tmp_path: Path) -> None:
+    code = (
+        "import resource, psutil; from parcontrol.diagnostics.memory import system_room;"
+        "limit = psutil.Process().memory_info().vms + (200 << 20);"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); print(*system_room())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *name, available, _ = done.stdout.split()
+    assert " ".join(name) == "The address space (ulimit -v)"
+    assert 150 * MIB < int(available) <= 200 * MIB
 
 
 # --- advice ---

@@ -5,7 +5,7 @@ Nothing here changes a setting by itself: equal budgets for every P would no lon
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,18 @@ class _Room(NamedTuple):
     name: str
     available: int
     total: int
+
+
+class _CgroupFiles(NamedTuple):
+    """What a version of Linux's control groups calls its limit, what is used of it, and the files cached in that."""
+
+    limit: str
+    usage: str
+    cached: str
+
+
+_CGROUP_1 = _CgroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_CGROUP_2 = _CgroupFiles("memory.max", "memory.current", "inactive_file")
 
 
 class MemoryMonitor:
@@ -124,23 +136,36 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def system_room(cgroup_root: Path = Path("/sys/fs/cgroup")) -> _Room:
-    """Returns what is left of the main memory, or of a container's share of it if that is less."""
+def system_room(root: Path = Path("/")) -> _Room:
+    """Returns what is left of the main memory, or of a narrower limit on this process or its control groups."""
     memory = psutil.virtual_memory()
-    system = _Room("The main memory", memory.available, memory.total)
-    container = _container_room(cgroup_root)
-    return min(system, container, key=lambda r: r.available) if container else system
+    rooms = [_Room("The main memory", memory.available, memory.total), *_container_rooms(root)]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        rooms.append(_Room("The address space (ulimit -v)", limit - psutil.Process().memory_info().vms, limit))
+    return min(rooms, key=lambda room: room.available)
 
 
-def _container_room(root: Path) -> _Room | None:
-    """Returns the room under the memory limit of the control group (v2) at `root`, if it has one."""
-    limit_file = root / "memory.max"
-    if not limit_file.exists() or (limit := limit_file.read_text().strip()) == "max":
-        return None
-    used = int((root / "memory.current").read_text())
-    counters = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-    used -= int(counters["inactive_file"])  # cached files, dropped when memory is needed
-    return _Room("The memory of this container", int(limit) - used, int(limit))
+def _container_rooms(root: Path) -> Iterator[_Room]:
+    """Yields the room under each memory limit of the control groups that this process is in, and of those above."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, files = root / "sys/fs/cgroup", _CGROUP_2
+        elif "memory" in controllers.split(","):
+            mount, files = root / "sys/fs/cgroup/memory", _CGROUP_1
+        else:
+            continue
+        parts = Path(path.lstrip("/")).parts
+        # In a container the path may be the host's: then only the last of these is there, and holds the limit.
+        for directory in (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)):
+            limit_file = directory / files.limit
+            if limit_file.exists() and (limit := limit_file.read_text().strip()) != "max":
+                used = int((directory / files.usage).read_text())
+                counters = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+                used -= int(counters[files.cached])  # files, dropped when memory is needed
+                yield _Room("The memory of this container", int(limit) - used, int(limit))
 
 
 def memory_advice(config: RunConfig | None = None) -> str:
