@@ -166,6 +166,22 @@ def test_a_stream_comes_in_pieces_and_is_the_same_text(server: Server) -> None:
     assert "".join(pieces) == greedy(server.directory)
 
 
+def test_a_temperature_samples_and_a_seed_repeats_it(server: Server) -> None:
+    def say(**options: Any) -> str | None:
+        answer = server.client.chat.completions.create(
+            model=server.name, messages=MESSAGES, max_tokens=TOKENS, **options
+        )
+        return answer.choices[0].message.content
+
+    expected = greedy(server.directory)
+    sampled = {say(temperature=1.5, seed=seed) for seed in range(3)}
+    assert len(sampled) == 3
+    assert expected not in sampled
+    assert say(temperature=1.5, seed=1) in sampled
+    assert say(top_p=1, seed=1) != expected
+    assert say() == say(temperature=0) == expected
+
+
 def test_the_list_names_the_one_model(server: Server) -> None:
     assert [model.id for model in server.client.models.list()] == [server.name]
 
@@ -179,9 +195,9 @@ def test_other_models_are_neither_served_nor_loaded(server: Server, tiny_model_d
     client = server.client
     for create in (client.chat.completions.create, client.completions.create):
         question = {"messages": MESSAGES} if create == client.chat.completions.create else {"prompt": "the"}
-        with pytest.raises(openai.BadRequestError) as refused:
+        with pytest.raises(openai.BadRequestError, match="Server is pinned to") as refused:
             create(model=str(tiny_model_dir), max_tokens=1, **question)  # type: ignore[call-overload]
-        assert server.name in refused.value.response.text
+        assert server.name in refused.value.message
     root = client.with_options(base_url=str(client.base_url).removesuffix("/v1/"))
     loaded = root.post("/load_model", cast_to=str, body={"model": str(tiny_model_dir)})
     assert '"status": "error"' in loaded
@@ -190,6 +206,13 @@ def test_other_models_are_neither_served_nor_loaded(server: Server, tiny_model_d
 
 
 def test_what_cannot_be_answered_is_refused_with_the_reason(server: Server) -> None:
+    chat = server.client.chat.completions.create
+    with pytest.raises(openai.BadRequestError, match="temperature is -1: 0, for the likeliest tokens, or more"):
+        chat(model=server.name, messages=MESSAGES, temperature=-1)
+    with pytest.raises(openai.BadRequestError, match="messages is 'hello': a list of objects"):
+        chat(model=server.name, messages="hello")  # type: ignore[call-overload]
+    with pytest.raises(openai.BadRequestError, match="prompt must be a string"):
+        server.client.completions.create(model=server.name, prompt=["the"])
     with pytest.raises(openai.BadRequestError, match="strictly positive float"):
         server.client.chat.completions.create(
             model=server.name,
@@ -285,7 +308,7 @@ def test_a_directory_without_a_model_is_refused(refusal: Callable[..., str], tmp
 def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded(
     refusal: Callable[..., str], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parcontrol.serving.load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("parcontrol.serving.server.load_backbone", lambda *_, **__: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal(tiny_model_dir, "--port", port)
@@ -305,5 +328,5 @@ def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture
 
 
 def test_missing_libraries_are_named(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parcontrol.serving.is_serve_available", lambda: False)
+    monkeypatch.setattr("parcontrol.serving.server.is_serve_available", lambda: False)
     assert "pip install 'parcontrol[serve]'" in refusal("DIR")

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     # Who stops a service sends SIGTERM: an end as good as any.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from parcontrol.serving import serve
+    from parcontrol.serving.server import serve
 
     try:
         serve(args.directory, args.host, args.port)

@@ -1,0 +1,5 @@
+"""Why an answer is not given."""
+
+
+class EndingError(RuntimeError):
+    """The server ends before the answer is complete."""
