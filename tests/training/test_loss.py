@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -142,6 +144,23 @@ def test_never_holds_the_logits_of_more_than_a_chunk() -> None:
         chunked_cross_entropy(hidden, weight, targets).backward()
         token_losses(hidden, weight, targets)
     assert largest.numel == chunk * 500
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that torch's allocator had given out at a time, by its own record."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_nothing_of_a_chunk_is_left_when_the_next_one_begins() -> None:
+    chunk, V = loss_module.CHUNK_TOKENS_CPU, 2000
+    hidden, weight, targets = operands(4 * chunk, 4, V, seed=3, dtype=torch.float32)
+    weight.requires_grad_(False)
+    logits = 4 * chunk * V
+    assert peak_bytes(lambda: ordinary(hidden, weight, targets)) > 4 * logits, "all of them at once, and more"
+    assert logits <= peak_bytes(lambda: chunked_cross_entropy(hidden, weight, targets)) < 1.1 * logits
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:

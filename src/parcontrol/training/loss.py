@@ -17,7 +17,7 @@ On two CPU cores with avx512_bf16 (N = 1,024, D = 576, V = 49,152, bf16; forward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -60,9 +60,11 @@ def chunked_cross_entropy(
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Returns the cross entropy of each position in nats [N], in float32 and without a gradient."""
     hidden_ND, weight_VD = _operands(hidden_ND, weight_VD)
+    losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=_accumulation_type(hidden_ND))
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        chunks = _chunks(hidden_ND, targets_N)
-        return torch.cat([_softmax(h, weight_VD, target, _exponentials)[0] for h, target in chunks])
+        for start, h, target in _chunks(hidden_ND, targets_N):
+            losses_N[start : start + len(h)] = _softmax(h, weight_VD, target, _exponentials)[0]
+    return losses_N
 
 
 def output_head(model: nn.Module) -> Tensor:
@@ -118,26 +120,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.grad_weight = _zeros(weight_VD) if need_weight else None
         ctx.weight_type = weight_VD.dtype
         hidden, weight = _operands(hidden_ND, weight_VD)
+        losses_N = hidden.new_empty(len(hidden), dtype=_accumulation_type(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
-            losses = []
-            start = 0
-            for h, target in _chunks(hidden, targets_N):
-                loss, exp, norm = _softmax(h, weight, target, exponentials)
-                losses.append(loss)
-                # The gradient of the logits is softmax - onehot = exp / norm - onehot. Dividing
-                # after the product, and taking the one-hot part as a row of the weight, spares
-                # two passes over [chunk, V] and rounds less.
-                exp = exp.to(weight.dtype)
-                if need_hidden:
-                    grad = (exp @ weight).to(norm.dtype) / norm - weight[target].to(norm.dtype)
-                    ctx.grad_hidden[start : start + len(h)] = grad / divisor
-                if need_weight:
-                    ctx.grad_weight += exp.T @ (h.to(norm.dtype) / norm).to(exp.dtype)
-                    ctx.grad_weight.index_add_(0, target, h.to(ctx.grad_weight.dtype), alpha=-1)
-                start += len(h)
+            for start, h, target in _chunks(hidden, targets_N):
+                _take_chunk(ctx, start, h, weight, target, divisor, exponentials, losses_N)
             if need_weight:
                 ctx.grad_weight /= divisor
-            return torch.cat(losses).sum() / divisor
+            return losses_N.sum() / divisor
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -148,6 +137,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if weight is not None:
             weight = (weight * grad_loss).to(ctx.weight_type)
         return hidden, weight, None, None, None
+
+
+def _take_chunk(
+    ctx: Any,
+    start: int,
+    h: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    divisor: float,
+    exponentials: Exponentials,
+    losses_N: Tensor,
+) -> None:
+    """Writes losses and gradients of one chunk.
+
+    In a function of its own, and into what is there: whatever were left of a chunk, malloc would put
+    it into the holes of the chunk's logits, and those of the next would need new memory.
+    """
+    loss, exp, norm = _softmax(h, weight, target, exponentials)
+    losses_N[start : start + len(h)] = loss
+    # The gradient of the logits is softmax - onehot = exp / norm - onehot. Dividing after the product,
+    # and taking the one-hot part as a row of the weight, spares two passes over [chunk, V] and rounds less.
+    exp = exp.to(weight.dtype)
+    if ctx.grad_hidden is not None:
+        grad = (exp @ weight).to(norm.dtype) / norm - weight[target].to(norm.dtype)
+        ctx.grad_hidden[start : start + len(h)] = grad / divisor
+    if ctx.grad_weight is not None:
+        ctx.grad_weight += exp.T @ (h.to(norm.dtype) / norm).to(exp.dtype)
+        ctx.grad_weight.index_add_(0, target, h.to(ctx.grad_weight.dtype), alpha=-1)
 
 
 def _softmax(h: Tensor, weight: Tensor, target: Tensor, exponentials: Exponentials) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,10 +192,11 @@ def _compiled_exponentials() -> Exponentials:
     return torch.compile(rounded, dynamic=False)
 
 
-def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    on_cpu = hidden_ND.device.type == "cpu"
-    size = CHUNK_TOKENS_CPU if on_cpu else CHUNK_TOKENS_ACCELERATOR
-    return zip(hidden_ND.split(size), targets_N.split(size), strict=True)
+def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields where a chunk begins, its hidden states and its targets."""
+    size = CHUNK_TOKENS_CPU if hidden_ND.device.type == "cpu" else CHUNK_TOKENS_ACCELERATOR
+    for start in range(0, len(hidden_ND), size):
+        yield start, hidden_ND[start : start + size], targets_N[start : start + size]
 
 
 def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
