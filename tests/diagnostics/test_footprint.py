@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from parcontrol.config import RunConfig, load_config
 from parcontrol.diagnostics.footprint import (
@@ -20,12 +19,14 @@ from parcontrol.diagnostics.footprint import (
     logits_bytes,
     model_bytes,
     peak_bytes,
+    size_of,
     step_bytes,
 )
 from parcontrol.parscale.convert import convert_to_parscale_model, create_parscale_config
 from parcontrol.training.device import Precision, without_packing_check
 from parcontrol.training.loss import chunked_cross_entropy, output_head
 from parcontrol.training.optimizer import select_trainable
+from tests.parscale.models import tiny_backbone
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SIZE = ModelSize(
@@ -37,6 +38,9 @@ SIZE = ModelSize(
     layers=2,
     hidden=8,
     intermediate=16,
+    gated=True,
+    rms_norms=16,
+    layer_norms=0,
     attention=8,
     key_value=4,
     head_size=4,
@@ -136,46 +140,27 @@ def test_a_full_step_by_hand() -> None:
 @pytest.mark.parametrize("mode", ["peft", "full"])
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("P", [1, 3])
-def test_activations_are_what_autograd_keeps(mode: str, compute: torch.dtype, P: int) -> None:
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Olmo2", "Gemma", "Phi3", "Starcoder2"])
+def test_activations_are_what_autograd_keeps(architecture: str, mode: str, compute: torch.dtype, P: int) -> None:
     # The difference between four layers and two, so that neither weights nor the rest count.
     backbone = compute if mode == "peft" else torch.float32
-    kept = saved_bytes(4, P, mode, backbone, compute) - saved_bytes(2, P, mode, backbone, compute)
     config = tiny(parscale__P=P, training__mode=mode, training__tokens_per_run=128, data__sequence_length=64)
     setting = Setting(CPU, backbone, compute, 0, 256)
-    sizes = [
-        ModelSize(
-            0,
-            0,
-            0,
-            0,
-            0,
-            layers=layers,
-            hidden=64,
-            intermediate=160,
-            attention=64,
-            key_value=64,
-            head_size=16,
-            vocabulary=0,
-        )
-        for layers in (2, 4)
-    ]
-    predicted = activation_bytes(config, sizes[1], setting) - activation_bytes(config, sizes[0], setting)
-    assert predicted == pytest.approx(kept, rel=0.08)
+    kept, predicted = [], []
+    for layers in (2, 4):
+        torch.manual_seed(0)
+        plain = tiny_backbone(architecture, hidden_size=64, intermediate_size=160, num_hidden_layers=layers)
+        model = convert_to_parscale_model(plain.to(backbone), create_parscale_config(P, 4))
+        select_trainable(model, mode)
+        kept.append(saved_bytes(model, Precision(CPU, backbone, compute)))
+        predicted.append(activation_bytes(config, size_of(model), setting))
+    # Fused or fewer linear layers keep less for their weights than is counted in full mode.
+    tolerance = 0.2 if mode == "full" and architecture in ("Phi3", "Starcoder2") else 0.08
+    assert predicted[1] - predicted[0] == pytest.approx(kept[1] - kept[0], rel=tolerance)
 
 
-def saved_bytes(layers: int, P: int, mode: str, backbone: torch.dtype, compute: torch.dtype) -> int:
+def saved_bytes(model: Any, precision: Precision) -> int:
     """Bytes that autograd keeps for the backward pass, without parameters and casts of them."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    model = convert_to_parscale_model(Qwen2ForCausalLM(config).to(backbone), create_parscale_config(P, 4))
-    select_trainable(model, mode)
     parameters = list(model.parameters())
     owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     # Autocast keeps its casts of weights, which are counted as weights.
@@ -188,8 +173,7 @@ def saved_bytes(layers: int, P: int, mode: str, backbone: torch.dtype, compute: 
             kept[place] = tensor
         return tensor
 
-    ids = torch.randint(0, 256, (2, 64))
-    precision = Precision(CPU, backbone, compute)
+    ids = torch.randint(0, model.config.vocab_size, (2, 64))
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with hooks, precision.autocast(), without_packing_check():
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)

@@ -23,6 +23,9 @@ SIZE = ModelSize(
     layers=2,
     hidden=8,
     intermediate=16,
+    gated=True,
+    rms_norms=16,
+    layer_norms=0,
     attention=8,
     key_value=8,
     head_size=8,
@@ -101,6 +104,9 @@ def test_sizes_are_read_without_weights(tiny_model_dir: Path, tmp_path: Path, P:
         layers=2,
         hidden=32,
         intermediate=64,
+        gated=True,
+        rms_norms=64,
+        layer_norms=0,
         attention=32,
         key_value=16,
         head_size=8,
@@ -137,6 +143,21 @@ def test_time_is_operations_over_the_rate_and_more_streams_take_more(tiny_model_
         assert one.flops == run_flops(config, model_size(config))
         assert one.seconds == one.flops / rate
     assert estimates[0].flops < estimates[1].flops < estimates[2].flops < 4 * estimates[0].flops
+
+
+def test_on_a_cpu_a_run_also_holds_its_tokenizer_and_a_decompressor_for_each_shard(tiny_model_dir: Path) -> None:
+    setting = Setting(CPU, torch.float32, torch.float32, 128, 256)
+    config = tiny(model__name=str(tiny_model_dir), data__num_shards=3)
+    size = model_size(config)
+
+    def memory(config: RunConfig, size: ModelSize) -> float:
+        return estimate(config, size, setting, 1e9).memory_bytes
+
+    more = tiny(model__name=str(tiny_model_dir), data__num_shards=13)
+    assert memory(more, size) - memory(config, size) == pytest.approx(50e6, abs=2e6)  # this process may grow meanwhile
+    larger = dataclasses.replace(size, vocabulary=size.vocabulary + 100_000)
+    # Logits of so few positions stay below what malloc keeps anyway.
+    assert memory(config, larger) - memory(config, size) == pytest.approx(120e6, abs=2e6)
 
 
 def test_memory_is_planned_with_the_streams_that_fit(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

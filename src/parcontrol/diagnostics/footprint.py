@@ -49,6 +49,9 @@ class ModelSize:
         layers: L.
         hidden: D.
         intermediate: I.
+        gated: Whether a second product of width I gates the MLP.
+        rms_norms: Numbers of a row that enter the norms of a layer, 2D where it has two and no others.
+        layer_norms: The same for those of torch's own LayerNorm, which keep them in the computing type.
         attention: A, the number of heads times their width.
         key_value: G, the number of key/value heads times their width.
         head_size: Their width.
@@ -63,6 +66,9 @@ class ModelSize:
     layers: int
     hidden: int
     intermediate: int
+    gated: bool
+    rms_norms: int
+    layer_norms: int
     attention: int
     key_value: int
     head_size: int
@@ -98,8 +104,18 @@ class Setting:
 
 def size_of(model: Any) -> ModelSize:
     """Returns the sizes of a ParScale model, on whatever device, `meta` included."""
-    config, attention = model.config, model.model.layers[0].self_attn
-    heads = config.num_attention_heads
+    config, layer = model.config, model.model.layers[0]
+    attention, heads = layer.self_attn, config.num_attention_heads
+    widths = {
+        "q_": heads * attention.head_dim,
+        "k_": (getattr(config, "num_key_value_heads", None) or heads) * attention.head_dim,
+    }
+    norms = {
+        module: widths.get(name.rsplit(".", 1)[-1][:2], config.hidden_size)
+        for name, module in layer.named_modules()
+        if type(module).__name__.endswith("Norm")
+    }
+    torchs = sum(width for module, width in norms.items() if isinstance(module, nn.LayerNorm))
     prefixes = _count(model.model.layers, (".prefix_k", ".prefix_v"))
     return ModelSize(
         layer_parameters=_count(model.model.layers) - prefixes,
@@ -110,8 +126,11 @@ def size_of(model: Any) -> ModelSize:
         layers=len(model.model.layers),
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
-        attention=heads * attention.head_dim,
-        key_value=(getattr(config, "num_key_value_heads", None) or heads) * attention.head_dim,
+        gated=any("gate" in name for name, _ in layer.named_modules()),
+        rms_norms=sum(norms.values()) - torchs,
+        layer_norms=torchs,
+        attention=widths["q_"],
+        key_value=widths["k_"],
         head_size=attention.head_dim,
         vocabulary=config.vocab_size,
     )
@@ -121,7 +140,7 @@ def _count(module: nn.Module, endings: tuple[str, ...] = ("",)) -> int:
     return sum(p.numel() for name, p in module.named_parameters() if name.endswith(endings))
 
 
-def peak_bytes(config: RunConfig, size: ModelSize, setting: Setting, process_bytes: int) -> float:
+def peak_bytes(config: RunConfig, size: ModelSize, setting: Setting, process_bytes: float) -> float:
     """Peak memory of a run on its device (on a CPU: of its process).
 
     Args:
@@ -230,10 +249,11 @@ def activation_bytes(
 ) -> float:
     """Bytes of what a training step keeps for its backward pass.
 
-    Of each row (one token in one stream) and layer: the float32 input of two norms; queries, keys,
-    values and outputs of attention, keys and values with the prefix; three intermediate tensors of
-    the MLP. In full mode also the norms' outputs and what enters the linear layers, of which each
-    keeps a cast of its own under autocast. Gradients in flight are counted as one layer more.
+    Of each row (one token in one stream) and layer: the inputs of its norms, in float32 but for
+    torch's own; queries, keys, values and outputs of attention, keys and values with the prefix;
+    three intermediate tensors of a gated MLP, one of another. In full mode also the norms' outputs
+    and what enters the linear layers, of which each keeps a cast of its own under autocast.
+    Gradients in flight are counted as one layer more.
 
     Where not all streams are kept, the layers count for those that are; all streams have their
     final hidden states and the gradient of them.
@@ -241,14 +261,16 @@ def activation_bytes(
     training, width = config.training, setting.compute.itemsize
     P, T = config.parscale.P, config.data.sequence_length
     D, A, inner = size.hidden, size.attention, size.intermediate
+    norms = _FLOAT32 * size.rms_norms + width * size.layer_norms
     shared = setting.shared_heads_from is not None and setting.shared_heads_from <= T
     keys = (size.key_value if shared else A) * (1 + config.parscale.prefix_length / T)
-    layer = 2 * _FLOAT32 * D + width * (2 * A + 2 * keys + 3 * inner)
+    layer = norms + width * (2 * A + 2 * keys + (3 if size.gated else 1) * inner)
     if training.compile and training.mode == "peft":
         # Norms and the activation's product are computed again from what they were made of.
-        layer = width * (2 * D + 2 * A + 2 * keys + 2 * inner)
+        inputs = size.rms_norms + size.layer_norms + (2 if size.gated else 1) * inner
+        layer = width * (inputs + 2 * A + 2 * keys)
     if training.mode == "full":
-        layer += 2 * _FLOAT32 * D + width * (inner + (5 if _autocasts(setting) else 2) * D)
+        layer += _FLOAT32 * size.rms_norms + width * (inner + (5 if _autocasts(setting) else 2) * D)
     inside_layers = (size.layers + 1) * layer
     if training.gradient_checkpointing:
         recomputed = _RECOMPUTED_LAYERS_CPU if setting.device.type == "cpu" else _RECOMPUTED_LAYERS

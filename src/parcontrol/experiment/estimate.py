@@ -31,6 +31,11 @@ from parcontrol.parscale.convert import convert_to_parscale_model, create_parsca
 from parcontrol.parscale.loading import resolve_model
 
 _MEASURED_SECONDS = 0.3
+# What the process of a run holds beside libraries, model and steps (docs/experiment.md): its tokenizer, for each entry
+# of the vocabulary; a decompressor and a buffer for each shard; validation set, documents ahead of the step, records.
+_TOKENIZER_ENTRY = 1200
+_SHARD = 5e6
+_DATA = 40e6
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ def estimate(config: RunConfig, size: ModelSize, setting: Setting, rate: float) 
     config = _planned(config, size, setting)
     flops = run_flops(config, size)
     # This process has loaded the same libraries and nothing else.
-    memory = peak_bytes(config, size, setting, psutil.Process().memory_info().rss)
+    process = psutil.Process().memory_info().rss + data_bytes(config, size)
+    memory = peak_bytes(config, size, setting, process)
     return Estimate(flops, flops / rate, memory, kept_streams(config))
 
 
@@ -73,6 +79,11 @@ def _planned(config: RunConfig, size: ModelSize, setting: Setting) -> RunConfig:
     room = MemoryMonitor(setting.device).free_bytes() - model_bytes(config, size, setting)
     chosen = {"streams_per_pass": fitting_streams_per_pass(config, size, setting, room)}
     return config.model_copy(update={"training": config.training.model_copy(update=chosen)})
+
+
+def data_bytes(config: RunConfig, size: ModelSize) -> float:
+    """Bytes of main memory that a run's tokenizer and data take, whatever its steps do."""
+    return _TOKENIZER_ENTRY * size.vocabulary + _SHARD * config.data.num_shards + _DATA
 
 
 def model_size(config: RunConfig) -> ModelSize:
