@@ -28,8 +28,9 @@ _CPU_FIXED = 87e6
 _COMPILED_HOLES = 1.30
 _COMPILED_FIXED = 125e6  # what the compiler itself has taken, too
 _CUDA_FIXED = 2 * 2**25  # cuBLAS works in 32 MiB for each thread that multiplies: forward and backward
-# Layers whose activations are there at once where each is computed again; on a CPU holes included.
-_RECOMPUTED_LAYERS, _RECOMPUTED_LAYERS_CPU = 2, 4
+# Where layers are computed again: those whose activations are there at once, and how often each layer's input counts.
+# On a CPU the inputs, which stay, keep holes open between what goes (benchmarks/run_memory.py).
+_RECOMPUTED, _RECOMPUTED_CPU = (2, 1), (2.25, 2)
 # What may be planned with of the memory that is free: the formula is wrong by up to a tenth, and
 # other programs take some.
 _USABLE = 0.85
@@ -267,14 +268,14 @@ def activation_bytes(
     layer = norms + width * (2 * A + 2 * keys + (3 if size.gated else 1) * inner)
     if training.compile and training.mode == "peft":
         # Norms and the activation's product are computed again from what they were made of.
-        inputs = size.rms_norms + size.layer_norms + (2 if size.gated else 1) * inner
-        layer = width * (inputs + 2 * A + 2 * keys)
+        numbers = size.rms_norms + size.layer_norms + (2 if size.gated else 1) * inner
+        layer = width * (numbers + 2 * A + 2 * keys)
     if training.mode == "full":
         layer += _FLOAT32 * size.rms_norms + width * (inner + (5 if _autocasts(setting) else 2) * D)
     inside_layers = (size.layers + 1) * layer
     if training.gradient_checkpointing:
-        recomputed = _RECOMPUTED_LAYERS_CPU if setting.device.type == "cpu" else _RECOMPUTED_LAYERS
-        inside_layers = size.layers * width * D + recomputed * layer
+        recomputed, inputs = _RECOMPUTED_CPU if setting.device.type == "cpu" else _RECOMPUTED
+        inside_layers = inputs * size.layers * width * D + recomputed * layer
     rows = training.microbatch_size * T
     kept = kept_streams(config, streams_per_pass)
     if kept == P:

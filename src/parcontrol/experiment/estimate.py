@@ -35,7 +35,7 @@ _MEASURED_SECONDS = 0.3
 # of the vocabulary; a decompressor and a buffer for each shard; validation set, documents ahead of the step, records.
 _TOKENIZER_ENTRY = 1200
 _SHARD = 5e6
-_DATA = 40e6
+_DATA = 55e6
 
 
 @dataclass(frozen=True)
