@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="requirements, with or without hashes")
     try:
         pins = read_pins(parser.parse_args(argv).files)
-    except (InstallationError, ValueError) as error:
+    except (OSError, InstallationError, ValueError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return USAGE_ERROR
     try:
@@ -64,11 +64,13 @@ def read_pins(files: Sequence[Path]) -> dict[str, str]:
     """Returns the version of every package by normalised name; the project itself (`-e .`) is left out.
 
     Raises:
-        InstallationError: A file cannot be read.
+        OSError: A file cannot be read.
+        InstallationError: What it includes cannot be.
         ValueError: A requirement is no pin, two files differ, or there is none.
     """
     pins: dict[str, str] = {}
     for path in files:
+        path.read_bytes()  # whose error is one clear line; the parser's is not
         parsed = RequirementsFile.from_file(str(path))
         if parsed.invalid_lines:
             raise ValueError(f"{path}: {parsed.invalid_lines[0].line!r} is no requirement")
