@@ -154,7 +154,7 @@ def test_on_a_cpu_a_run_also_holds_its_tokenizer_and_a_decompressor_for_each_sha
         return estimate(config, size, setting, 1e9).memory_bytes
 
     more = tiny(model__name=str(tiny_model_dir), data__num_shards=13)
-    assert memory(more, size) - memory(config, size) == pytest.approx(50e6, abs=2e6)  # this process may grow meanwhile
+    assert memory(more, size) - memory(config, size) == pytest.approx(15e6, abs=2e6)  # this process may grow meanwhile
     larger = dataclasses.replace(size, vocabulary=size.vocabulary + 100_000)
     # Logits of so few positions stay below what malloc keeps anyway.
     assert memory(config, larger) - memory(config, size) == pytest.approx(120e6, abs=2e6)

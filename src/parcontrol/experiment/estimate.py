@@ -34,8 +34,8 @@ _MEASURED_SECONDS = 0.3
 # What the process of a run holds beside libraries, model and steps (docs/experiment.md): its tokenizer, for each entry
 # of the vocabulary; a decompressor and a buffer for each shard; validation set, documents ahead of the step, records.
 _TOKENIZER_ENTRY = 1200
-_SHARD = 5e6
-_DATA = 55e6
+_SHARD = 1.5e6
+_DATA = 58e6
 
 
 @dataclass(frozen=True)
