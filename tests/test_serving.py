@@ -211,6 +211,15 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(server: Server) -> N
         chat(model=server.name, messages=MESSAGES, temperature=-1)
     with pytest.raises(openai.BadRequestError, match="messages is 'hello': a list of objects"):
         chat(model=server.name, messages="hello")  # type: ignore[call-overload]
+    with pytest.raises(openai.BadRequestError, match=r"messages is \[\{'content': 'x'\}\]: a list of objects"):
+        chat(model=server.name, messages=[{"content": "x"}])  # type: ignore[list-item]
+    with pytest.raises(openai.BadRequestError, match="top_p is 5: a number from 0 to 1"):
+        chat(model=server.name, messages=MESSAGES, top_p=5)
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="max_tokens is 0: a number from 1 on"):
+            chat(model=server.name, messages=MESSAGES, max_tokens=0, stream=stream)
+    with pytest.raises(openai.BadRequestError, match=r"input is \['the'\]: a text, or a list of objects"):
+        server.client.responses.create(model=server.name, input=["the"])  # type: ignore[list-item]
     with pytest.raises(openai.BadRequestError, match="prompt must be a string"):
         server.client.completions.create(model=server.name, prompt=["the"])
     with pytest.raises(openai.BadRequestError, match="strictly positive float"):

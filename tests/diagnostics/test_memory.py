@@ -131,7 +131,9 @@ def test_a_control_group_s_limit_counts_if_it_is_the_narrower(
     write_cgroup(tmp_path, version, path, limit=str(100 * MIB), current=90 * MIB, inactive_file=30 * MIB)
     room = system_room(tmp_path)
     assert (room.available, room.total) == (40 * MIB, 100 * MIB)
-    assert "container" in room.name
+    assert "control group" in room.name
+    (tmp_path / FILES[version][0] / path / "memory.stat").unlink()
+    assert system_room(tmp_path).available == 10 * MIB
 
 
 def test_the_narrowest_of_several_limits_counts(tmp_path: Path) -> None:

@@ -152,8 +152,11 @@ def test_memory_is_planned_with_the_kernel_where_steps_take_it(
     config = make_config(training__compile=True, training__mixed_precision="bf16")
     backbone = tiny_backbone("Llama", head_dim=head_size)
     size = size_of(convert_to_parscale_model(backbone, create_parscale_config(2, 6)))
-    setting = memory_setting(config.training, choose_precision(config.training), size)
+    setting = memory_setting(config.training, choose_precision(config.training), size, plan_only=True)
     assert setting.shared_heads_from == shared_from
+    monkeypatch.setattr(causal_attention, "is_available", lambda: False)
+    built = memory_setting(config.training, choose_precision(config.training), size)
+    assert built.shared_heads_from == DUMMY_QUERIES_FROM, "it could be built, but was not"
 
 
 def test_without_a_compiler_nothing_begins(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

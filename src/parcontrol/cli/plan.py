@@ -55,7 +55,7 @@ def _estimates(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Estimate], list
         one_of_each = {run.config.parscale.P: run.config for run in runs}  # the model depends on nothing else
         sizes = {P: model_size(config) for P, config in one_of_each.items()}
         size = sizes[first.parscale.P]
-        setting = memory_setting(first.training, precision, size)
+        setting = memory_setting(first.training, precision, size, plan_only=True)
         rate = matrix_product_rate(first, size, setting)
         estimates = {run.name: estimate(run.config, sizes[run.config.parscale.P], setting, rate) for run in runs}
     except ValueError as error:

@@ -114,7 +114,7 @@ def size_of(model: Any) -> ModelSize:
     norms = {
         module: widths.get(name.rsplit(".", 1)[-1][:2], config.hidden_size)
         for name, module in layer.named_modules()
-        if type(module).__name__.endswith("Norm")
+        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
     }
     torchs = sum(width for module, width in norms.items() if isinstance(module, nn.LayerNorm))
     prefixes = _count(model.model.layers, (".prefix_k", ".prefix_v"))

@@ -163,9 +163,10 @@ def _container_rooms(root: Path) -> Iterator[_Room]:
             limit_file = directory / files.limit
             if limit_file.exists() and (limit := limit_file.read_text().strip()) != "max":
                 used = int((directory / files.usage).read_text())
-                counters = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-                used -= int(counters[files.cached])  # files, dropped when memory is needed
-                yield _Room("The memory of this container", int(limit) - used, int(limit))
+                counted = directory / "memory.stat"  # which some kernels do not have
+                counters = dict(line.split() for line in counted.read_text().splitlines()) if counted.exists() else {}
+                used -= int(counters.get(files.cached, 0))  # files, dropped when memory is needed
+                yield _Room("The memory of this control group", int(limit) - used, int(limit))
 
 
 def memory_advice(config: RunConfig | None = None) -> str:

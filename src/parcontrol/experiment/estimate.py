@@ -77,6 +77,8 @@ def _planned(config: RunConfig, size: ModelSize, setting: Setting) -> RunConfig:
     if config.training.streams_per_pass is not None:
         return config
     room = MemoryMonitor(setting.device).free_bytes() - model_bytes(config, size, setting)
+    if setting.device.type == "cpu":
+        room -= data_bytes(config, size)
     chosen = {"streams_per_pass": fitting_streams_per_pass(config, size, setting, room)}
     return config.model_copy(update={"training": config.training.model_copy(update=chosen)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -101,12 +102,22 @@ class _Sampling:
 
     def _build_generation_config(self, body: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         temperature, top_p = body.get("temperature"), body.get("top_p")
-        if temperature is not None and not (isinstance(temperature, int | float) and temperature >= 0):
+        if not _is_number(temperature, 0, math.inf):
             raise ValueError(f"temperature is {temperature!r}: 0, for the likeliest tokens, or more is needed")
+        if not _is_number(top_p, 0, 1):
+            raise ValueError(f"top_p is {top_p!r}: a number from 0 to 1 is needed")
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if not _is_number(body.get(name), 1, math.inf):
+                raise ValueError(f"{name} is {body[name]!r}: a number from 1 on is needed")
         config = super()._build_generation_config(body, *arguments, **options)  # type: ignore[misc]  # a handler's
         if temperature or (temperature is None and top_p is not None):
             config.do_sample = True
         return config
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    """Whether a field of a request is a number in a range, or is not given."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most)
 
 
 class _Chats(_Sampling, ChatCompletionHandler):
@@ -114,7 +125,7 @@ class _Chats(_Sampling, ChatCompletionHandler):
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         messages = body.get("messages")
-        if not (isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)):
+        if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
             raise ValueError(f"messages is {messages!r}: a list of objects with role and content is needed")
         return await super().handle_request(body, request_id)
 
@@ -131,4 +142,25 @@ class _Completions(_Sampling, CompletionHandler):
 
 
 class _Responses(_Sampling, ResponseHandler):
-    """The newer interface."""
+    """Refuses input that is neither a text nor a list of messages and other items."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        given = body.get("input")
+        items = isinstance(given, list) and given and all(_is_message(one) or _has_type(one) for one in given)
+        if not (isinstance(given, str) and given) and not items:
+            raise ValueError(f"input is {given!r}: a text, or a list of objects with role and content, is needed")
+        return await super().handle_request(body, request_id)
+
+
+def _is_message(value: Any) -> bool:
+    """Whether an item has a role, and a content that is text, parts or nothing."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str | list | None)
+    )
+
+
+def _has_type(value: Any) -> bool:
+    """Whether an item is another than a message, such as what a tool has answered."""
+    return isinstance(value, dict) and value.get("type", "message") != "message"

@@ -32,9 +32,8 @@ def check_compiler(config: TrainingConfig, device: torch.device) -> None:
 
 
 def suits_attention_kernel(device: torch.device, compute: torch.dtype, head_size: int) -> bool:
-    """Whether attention takes our kernel, if it can be built, in compiled steps with products of type `compute`."""
-    suits = device.type == "cpu" and compute == torch.bfloat16 and head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
-    return suits and causal_attention.can_be_built()
+    """Whether our kernel, where there is one, serves attention in compiled steps with products of type `compute`."""
+    return device.type == "cpu" and compute == torch.bfloat16 and head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
 
 
 def compile_layers(model: PreTrainedModel, compute: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from parcontrol.diagnostics.footprint import (
 )
 from parcontrol.diagnostics.memory import MemoryMonitor
 from parcontrol.formats import format_bytes
+from parcontrol.kernels import causal_attention
 from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
 from parcontrol.training.compiling import suits_attention_kernel
 from parcontrol.training.device import Precision
@@ -31,11 +32,20 @@ from parcontrol.training.stream_passes import AGGREGATED_TOKENS
 logger = logging.getLogger(__name__)
 
 
-def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSize) -> Setting:
-    """Returns what decides, beside the configuration, how much memory a step takes."""
+def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSize, plan_only: bool = False) -> Setting:
+    """Returns what decides, beside the configuration, how much memory a step takes.
+
+    Args:
+        training: Its configuration.
+        precision: Device and types.
+        size: The model.
+        plan_only: Build no attention kernel to know whether there is one.
+    """
     on_cpu = precision.device.type == "cpu"
+    has_kernel = causal_attention.can_be_built if plan_only else causal_attention.is_available
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
-    kernel = training.compile and suits_attention_kernel(precision.device, precision.compute, size.head_size)
+    suits = training.compile and suits_attention_kernel(precision.device, precision.compute, size.head_size)
+    kernel = suits and has_kernel()
     flash = precision.device.type == "cuda" and precision.compute == torch.bfloat16
     return Setting(
         precision.device,
