@@ -31,9 +31,13 @@ def check_compiler(config: TrainingConfig, device: torch.device) -> None:
         )
 
 
-def suits_attention_kernel(device: torch.device, compute: torch.dtype, head_size: int) -> bool:
-    """Whether our kernel, where there is one, serves attention in compiled steps with products of type `compute`."""
-    return device.type == "cpu" and compute == torch.bfloat16 and head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
+def has_attention_kernel(device: torch.device, compute: torch.dtype, head_size: int, build: bool = True) -> bool:
+    """Whether attention takes our kernel in compiled steps with products of type `compute`.
+
+    The kernel is built to know it; without `build` the answer is whether it could be.
+    """
+    suits = device.type == "cpu" and compute == torch.bfloat16 and head_size % causal_attention.HEAD_SIZE_MULTIPLE == 0
+    return suits and (causal_attention.is_available() if build else causal_attention.can_be_built())
 
 
 def compile_layers(model: PreTrainedModel, compute: torch.dtype) -> None:
@@ -48,8 +52,7 @@ def compile_layers(model: PreTrainedModel, compute: torch.dtype) -> None:
     inner: Any = model.model
     for layer in inner.layers:
         layer.compile(dynamic=False)
-        suits = suits_attention_kernel(model.device, compute, layer.self_attn.head_dim)
-        if suits and causal_attention.is_available():
+        if has_attention_kernel(model.device, compute, layer.self_attn.head_dim):
             layer.self_attn.causal_kernel = causal_attention.causal_attention
 
 

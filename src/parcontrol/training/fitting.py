@@ -21,9 +21,8 @@ from parcontrol.diagnostics.footprint import (
 )
 from parcontrol.diagnostics.memory import MemoryMonitor
 from parcontrol.formats import format_bytes
-from parcontrol.kernels import causal_attention
 from parcontrol.parscale.modeling_parscale import DUMMY_QUERIES_FROM
-from parcontrol.training.compiling import suits_attention_kernel
+from parcontrol.training.compiling import has_attention_kernel
 from parcontrol.training.device import Precision
 from parcontrol.training.loss import CHUNK_TOKENS_ACCELERATOR, CHUNK_TOKENS_CPU
 from parcontrol.training.processes import ALONE, Processes
@@ -42,10 +41,10 @@ def memory_setting(training: TrainingConfig, precision: Precision, size: ModelSi
         plan_only: Build no attention kernel to know whether there is one.
     """
     on_cpu = precision.device.type == "cpu"
-    has_kernel = causal_attention.can_be_built if plan_only else causal_attention.is_available
     # In our kernel, and in torch's where dummy queries stand in for a mask, heads share keys and values.
-    suits = training.compile and suits_attention_kernel(precision.device, precision.compute, size.head_size)
-    kernel = suits and has_kernel()
+    kernel = training.compile and has_attention_kernel(
+        precision.device, precision.compute, size.head_size, build=not plan_only
+    )
     flash = precision.device.type == "cuda" and precision.compute == torch.bfloat16
     return Setting(
         precision.device,
